@@ -1,0 +1,29 @@
+//! The native library's operators, without falling back: for tests, benches and those who want to know.
+
+use crate::{library, Activation, OpsError, ScanOutput, SelectiveScan};
+use tch::{Kind, Tensor};
+
+/// Whether the native library is loaded.
+pub fn is_ready() -> bool {
+    library::loaded().is_ok()
+}
+
+/// Whether the native library is loaded and has the form asked for (all but complex `a`).
+pub(crate) fn takes(args: &SelectiveScan) -> bool {
+    !matches!(args.a.kind(), Kind::ComplexFloat | Kind::ComplexDouble) && is_ready()
+}
+
+/// The selective scan on the native library; see [`crate::selective_scan`].
+pub fn selective_scan(args: &SelectiveScan) -> Result<ScanOutput, OpsError> {
+    library::loaded()?.selective_scan(args)
+}
+
+/// The causal convolution on the native library; see [`crate::causal_conv1d`].
+pub fn causal_conv1d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+) -> Result<Tensor, OpsError> {
+    library::loaded()?.causal_conv1d(x, weight, bias, activation)
+}
