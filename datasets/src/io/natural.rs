@@ -1,0 +1,109 @@
+//! PNG (read and written), JPEG and BMP (read). Grey values stay as stored: 0..=255 or 0..=65535; a one-bit image becomes 0 and 1, a palette
+//! image RGB, and alpha is a channel.
+
+use std::path::Path;
+
+use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageReader};
+use ndarray::{ArrayD, IxDyn};
+
+use crate::io::{atomically, LARGEST_EXPANSION};
+use crate::{DataError, Geometry, Image, LabelMap, Result};
+
+const FORMAT: &str = "an image";
+
+fn open(path: &Path) -> Result<ImageReader<std::io::BufReader<std::fs::File>>> {
+    let file = std::fs::File::open(path).map_err(|e| DataError::reading(path, e))?;
+    let length = file.metadata().map_err(|e| DataError::reading(path, e))?;
+    if length.is_dir() {
+        return Err(DataError::reading(
+            path,
+            std::io::ErrorKind::IsADirectory.into(),
+        ));
+    }
+    let mut reader = ImageReader::new(std::io::BufReader::new(file))
+        .with_guessed_format()
+        .map_err(|e| DataError::reading(path, e))?;
+    let mut limits = image::Limits::default();
+    limits.max_alloc = Some((512 << 20).max(length.len().saturating_mul(LARGEST_EXPANSION)));
+    reader.limits(limits);
+    Ok(reader)
+}
+
+pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
+    let (width, height) = open(path)?
+        .into_dimensions()
+        .map_err(|e| DataError::damaged(path, FORMAT, e))?;
+    Ok(vec![height as usize, width as usize])
+}
+
+pub(super) fn read(path: &Path) -> Result<Image> {
+    let damaged = |e: image::ImageError| DataError::damaged(path, FORMAT, e);
+    let decoder = open(path)?.into_decoder().map_err(damaged)?;
+    let one_bit = decoder.original_color_type() == ExtendedColorType::L1;
+    let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
+    let planes = match &decoded {
+        DynamicImage::ImageLuma8(b) => planes(b.as_raw(), 1),
+        DynamicImage::ImageLumaA8(b) => planes(b.as_raw(), 2),
+        DynamicImage::ImageRgb8(b) => planes(b.as_raw(), 3),
+        DynamicImage::ImageRgba8(b) => planes(b.as_raw(), 4),
+        DynamicImage::ImageLuma16(b) => planes(b.as_raw(), 1),
+        DynamicImage::ImageLumaA16(b) => planes(b.as_raw(), 2),
+        DynamicImage::ImageRgb16(b) => planes(b.as_raw(), 3),
+        DynamicImage::ImageRgba16(b) => planes(b.as_raw(), 4),
+        other => {
+            return Err(DataError::damaged(
+                path,
+                FORMAT,
+                format!("unknown pixel type {:?}", other.color()),
+            ))
+        }
+    };
+    let channels = planes.len() / (width * height).max(1);
+    let mut data = ArrayD::from_shape_vec(IxDyn(&[channels, height, width]), planes)
+        .map_err(|e| DataError::damaged(path, FORMAT, e))?;
+    if one_bit {
+        data.mapv_inplace(|v| if v > 0.0 { 1.0 } else { 0.0 });
+    }
+    Ok(Image {
+        data,
+        geometry: Geometry::unit(2),
+    })
+}
+
+/// Interleaved pixels (H, W, C) -> planes (C, H, W).
+fn planes<T: Copy + Into<f32>>(pixels: &[T], channels: usize) -> Vec<f32> {
+    (0..channels)
+        .flat_map(|c| pixels.iter().skip(c).step_by(channels).map(|&v| v.into()))
+        .collect()
+}
+
+pub(super) fn write_labels(path: &Path, labels: &LabelMap) -> Result<()> {
+    let &[height, width] = labels.data.shape() else {
+        return Err(DataError::NotSupported {
+            path: path.into(),
+            what: format!("a label map of size {:?} in a PNG", labels.data.shape()),
+            remedy: "write volumes as .nii.gz".into(),
+        });
+    };
+    let wide = labels.data.iter().any(|&v| v > 255);
+    let (bytes, colour): (Vec<u8>, _) = if wide {
+        (
+            labels.data.iter().flat_map(|v| v.to_ne_bytes()).collect(),
+            ExtendedColorType::L16,
+        )
+    } else {
+        (
+            labels.data.iter().map(|&v| v as u8).collect(),
+            ExtendedColorType::L8,
+        )
+    };
+    atomically(path, |out| {
+        image::codecs::png::PngEncoder::new(out)
+            .write_image(&bytes, width as u32, height as u32, colour)
+            .map_err(|e| match e {
+                image::ImageError::IoError(e) => e,
+                other => std::io::Error::other(other),
+            })
+    })
+}
