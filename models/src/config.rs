@@ -1,0 +1,149 @@
+//! Which network, with which sizes: plain data that a preset, a run's `config.json` and the command line share.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::suggest::nearest;
+use crate::unet::{MambaUnetConfig, UMambaConfig};
+use crate::ModelError;
+
+/// A network before it is built. The key `arch` names the variant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "arch", rename_all = "snake_case", deny_unknown_fields)]
+pub enum NetworkSpec {
+    /// U-Mamba, 2-D and 3-D.
+    Umamba(UMambaConfig),
+    /// Mamba-UNet, 2-D.
+    MambaUnet(MambaUnetConfig),
+}
+
+impl NetworkSpec {
+    /// Reads a preset.
+    pub(crate) fn from_toml(what: &str, text: &str) -> Result<Self, ModelError> {
+        toml::from_str(text).map_err(|e| ModelError::Parse {
+            what: what.to_string(),
+            reason: e.message().to_string(),
+        })
+    }
+
+    /// Number of spatial axes.
+    pub fn spatial_dims(&self) -> usize {
+        match self {
+            NetworkSpec::Umamba(c) => c.spatial_dims(),
+            NetworkSpec::MambaUnet(_) => 2,
+        }
+    }
+
+    /// Channels of the images it takes.
+    pub fn in_channels(&self) -> i64 {
+        match self {
+            NetworkSpec::Umamba(c) => c.input_channels,
+            NetworkSpec::MambaUnet(c) => c.input_channels,
+        }
+    }
+
+    /// Classes it tells apart, background included.
+    pub fn num_classes(&self) -> i64 {
+        match self {
+            NetworkSpec::Umamba(c) => c.num_classes,
+            NetworkSpec::MambaUnet(c) => c.num_classes,
+        }
+    }
+
+    /// The spec with some keys replaced. Values are JSON (`[8, 16]`, `0.1`, `true`); what is not JSON is taken as text.
+    pub fn with_overrides<K: AsRef<str>, V: AsRef<str>>(
+        &self,
+        overrides: &[(K, V)],
+    ) -> Result<Self, ModelError> {
+        let parse = |e: serde_json::Error| ModelError::Parse {
+            what: "network spec".into(),
+            reason: e.to_string(),
+        };
+        let mut spec = self.clone();
+        for (key, value) in overrides {
+            let (key, text) = (key.as_ref(), value.as_ref());
+            let mut tree = serde_json::to_value(&spec).map_err(parse)?;
+            let fields = tree
+                .as_object_mut()
+                .filter(|f| f.contains_key(key) && key != "arch");
+            let Some(fields) = fields else {
+                return Err(spec.unknown_key(key));
+            };
+            let value =
+                serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_string()));
+            fields.insert(key.to_string(), value);
+            spec = serde_json::from_value(tree).map_err(|e| ModelError::BadValue {
+                key: key.to_string(),
+                value: text.to_string(),
+                reason: e.to_string(),
+            })?;
+        }
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    fn unknown_key(&self, key: &str) -> ModelError {
+        let tree = serde_json::to_value(self).unwrap_or_default();
+        let keys: Vec<String> = tree
+            .as_object()
+            .into_iter()
+            .flat_map(|f| f.keys())
+            .filter(|k| *k != "arch")
+            .cloned()
+            .collect();
+        ModelError::UnknownKey {
+            key: key.to_string(),
+            nearest: nearest(key, keys.iter().map(String::as_str)),
+            known: keys.join(", "),
+        }
+    }
+
+    /// Fits the fields that depend on the data, the same spacing along all axes assumed.
+    pub fn for_data(
+        &self,
+        in_channels: i64,
+        num_classes: i64,
+        spatial_dims: usize,
+        training_patch: &[i64],
+    ) -> Result<Self, ModelError> {
+        if training_patch.len() != spatial_dims {
+            let message = format!(
+                "{training_patch:?} for {spatial_dims} spatial axes, expected one size an axis"
+            );
+            return Err(ModelError::config("training_patch", message));
+        }
+        self.for_spaced_data(in_channels, num_classes, training_patch, None)
+    }
+
+    /// [`for_data`](Self::for_data) with the voxel spacing along the axes of the training patch, which decides on
+    /// anisotropic kernels and strides.
+    pub fn for_spaced_data(
+        &self,
+        in_channels: i64,
+        num_classes: i64,
+        training_patch: &[i64],
+        spacing: Option<&[f64]>,
+    ) -> Result<Self, ModelError> {
+        let spec = match self {
+            NetworkSpec::Umamba(c) => NetworkSpec::Umamba(c.for_data(
+                in_channels,
+                num_classes,
+                training_patch,
+                spacing,
+            )?),
+            NetworkSpec::MambaUnet(c) => {
+                NetworkSpec::MambaUnet(c.for_data(in_channels, num_classes, training_patch)?)
+            }
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// Checks that the values go together.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        match self {
+            NetworkSpec::Umamba(c) => c.resolve().map(drop),
+            NetworkSpec::MambaUnet(c) => c.validate(),
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Layers with PyTorch's names and initialisation.
+
+mod conv;
+mod drop_path;
+mod linear;
+mod norm;
+
+pub use conv::{Conv, ConvOptions};
+pub use drop_path::drop_path;
+pub use linear::Linear;
+pub use norm::{InstanceNorm, LayerNorm};
+
+use tch::Tensor;
+
+/// Leaky ReLU of any slope; libtorch's own, which knows only 0.01 through tch, when the slope is that.
+pub fn leaky_relu(x: &Tensor, slope: f64) -> Tensor {
+    if slope == 0.01 {
+        x.leaky_relu()
+    } else {
+        x.clamp_min(0.0) + x.clamp_max(0.0) * slope
+    }
+}

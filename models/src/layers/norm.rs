@@ -1,0 +1,64 @@
+//! Normalisation layers.
+
+use tch::Tensor;
+
+use crate::init::Init;
+use crate::{ModelError, Scope};
+
+/// Normalises the last axis.
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// PyTorch's default `eps`.
+    pub const EPS: f64 = 1e-5;
+
+    /// Over the last `dim` values; weight 1, bias 0.
+    pub fn new(scope: &Scope, dim: i64, eps: f64) -> Result<Self, ModelError> {
+        let weight = scope.parameter("weight", &[dim], Init::Constant(1.0))?;
+        let bias = scope.parameter("bias", &[dim], Init::Constant(0.0))?;
+        Ok(Self { weight, bias, eps })
+    }
+
+    /// (.., dim) -> (.., dim)
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(
+            self.weight.size(),
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            false,
+        )
+    }
+}
+
+/// Normalises every channel of every sample over its spatial axes; keeps no statistics.
+pub struct InstanceNorm {
+    affine: Option<(Tensor, Tensor)>,
+    eps: f64,
+}
+
+impl InstanceNorm {
+    /// For `channels` channels; when affine, weight 1 and bias 0.
+    pub fn new(scope: &Scope, channels: i64, eps: f64, affine: bool) -> Result<Self, ModelError> {
+        let parameter = |name, value| scope.parameter(name, &[channels], Init::Constant(value));
+        let affine = if affine {
+            Some((parameter("weight", 1.0)?, parameter("bias", 0.0)?))
+        } else {
+            None
+        };
+        Ok(Self { affine, eps })
+    }
+
+    /// (B, C, spatial..) -> (B, C, spatial..)
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (weight, bias) = match &self.affine {
+            Some((w, b)) => (Some(w), Some(b)),
+            None => (None, None),
+        };
+        x.instance_norm(weight, bias, None, None, true, 0.1, self.eps, false)
+    }
+}

@@ -1,0 +1,88 @@
+//! The one table of presets, and building a network from a spec.
+
+use tch::Device;
+
+use crate::suggest::nearest;
+use crate::unet::{MambaUnet, UMamba};
+use crate::{Built, ModelError, NetworkSpec, Scope, SegmentationNetwork};
+
+/// A named configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct PresetEntry {
+    /// What `--model` takes.
+    pub name: &'static str,
+    /// One line for `models list`.
+    pub summary: &'static str,
+    toml: &'static str,
+}
+
+macro_rules! preset_entry {
+    ($name:literal, $summary:literal) => {
+        PresetEntry {
+            name: $name,
+            summary: $summary,
+            toml: include_str!(concat!("../presets/", $name, ".toml")),
+        }
+    };
+}
+
+static PRESETS: &[PresetEntry] = &[
+    preset_entry!("umamba_bot_2d", "U-Mamba Bot, 2-D, the published size"),
+    preset_entry!("umamba_bot_3d", "U-Mamba Bot, 3-D, the published size"),
+    preset_entry!(
+        "umamba_bot_small_2d",
+        "U-Mamba Bot, 2-D, 16 to 128 features, for a laptop"
+    ),
+    preset_entry!(
+        "umamba_bot_small_3d",
+        "U-Mamba Bot, 3-D, 16 to 128 features, for a laptop"
+    ),
+    preset_entry!(
+        "umamba_bot_tiny_2d",
+        "U-Mamba Bot, 2-D, 4 to 8 features, for tests"
+    ),
+    preset_entry!("mamba_unet", "Mamba-UNet, the published size"),
+    preset_entry!(
+        "mamba_unet_small",
+        "Mamba-UNet, 32 to 256 features, one block a level, for a laptop"
+    ),
+    preset_entry!("mamba_unet_tiny", "Mamba-UNet, 8 to 64 features, for tests"),
+];
+
+impl PresetEntry {
+    /// The configuration behind the name.
+    pub fn spec(&self) -> Result<NetworkSpec, ModelError> {
+        NetworkSpec::from_toml(&format!("preset `{}`", self.name), self.toml)
+    }
+}
+
+/// All presets.
+pub fn presets() -> &'static [PresetEntry] {
+    PRESETS
+}
+
+/// The configuration of that name; an unknown one is an error that suggests the nearest.
+pub fn preset(name: &str) -> Result<NetworkSpec, ModelError> {
+    match PRESETS.iter().find(|p| p.name == name) {
+        Some(entry) => entry.spec(),
+        None => Err(ModelError::UnknownPreset {
+            name: name.to_string(),
+            nearest: nearest(name, PRESETS.iter().map(|p| p.name)),
+        }),
+    }
+}
+
+/// Builds and initialises a network. Initial values come from libtorch's global generator, which the caller seeds.
+pub fn build(spec: &NetworkSpec, device: Device) -> Result<Built, ModelError> {
+    let (net, params) = Scope::build(device, |root| {
+        Ok::<Box<dyn SegmentationNetwork>, _>(match spec {
+            NetworkSpec::Umamba(config) => Box::new(UMamba::new(root, config)?),
+            NetworkSpec::MambaUnet(config) => Box::new(MambaUnet::new(root, config)?),
+        })
+    })?;
+    Ok(Built {
+        net,
+        params,
+        spec: spec.clone(),
+    })
+}

@@ -1,0 +1,5 @@
+//! State space sequence mixers.
+
+pub mod mamba;
+
+pub use mamba::{Mamba, MambaConfig, MambaState};

@@ -1,0 +1,9 @@
+//! Encoder-decoder networks.
+
+pub mod mamba_unet;
+pub mod residual;
+pub mod topology;
+pub mod umamba;
+
+pub use mamba_unet::{MambaUnet, MambaUnetConfig};
+pub use umamba::{UMamba, UMambaConfig};
