@@ -14,7 +14,7 @@ pub mod native;
 pub mod reference;
 
 pub use error::OpsError;
-pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE};
+pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE, LIBTORCH_VERSION};
 
 use tch::Tensor;
 

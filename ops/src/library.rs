@@ -15,7 +15,7 @@ pub const LIBRARY_ENV: &str = "VISION_MAMBA_OPS";
 pub const LIBRARY_FILE: &str = "libvision_mamba_ops.so";
 
 /// The libtorch that this program was built for, and so runs on.
-const LIBTORCH: &str = env!("VISION_MAMBA_LIBTORCH");
+pub const LIBTORCH_VERSION: &str = env!("VISION_MAMBA_LIBTORCH");
 
 /// Stands in the library file in front of the libtorch version that the library was built for, so that a mismatch is
 /// found by reading, before loading could crash.
@@ -116,7 +116,7 @@ fn outcome() -> &'static (LibraryStatus, Option<Native>) {
             Ok((native, isa)) => (
                 LibraryStatus::Ready {
                     path,
-                    libtorch: LIBTORCH.to_owned(),
+                    libtorch: LIBTORCH_VERSION.to_owned(),
                     isa,
                 },
                 Some(native),
@@ -172,8 +172,8 @@ impl Native {
         let content = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
         let built_for = built_for(&content)
             .ok_or_else(|| failed("it is not an operator library".to_owned()))?;
-        if built_for != LIBTORCH {
-            let running = LIBTORCH.to_owned();
+        if built_for != LIBTORCH_VERSION {
+            let running = LIBTORCH_VERSION.to_owned();
             return Err(LibraryStatus::WrongLibtorch {
                 path: path.to_owned(),
                 built_for,

@@ -1,0 +1,9 @@
+//! Lets the binary and the tests start without `LD_LIBRARY_PATH`: tch's own link arguments do not reach them.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
+        let real = std::fs::canonicalize(&lib).unwrap_or_else(|_| lib.into());
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{}", real.display());
+    }
+}

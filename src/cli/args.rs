@@ -1,0 +1,316 @@
+//! What can be typed. Parsing touches nothing: no file, no device.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::runtime::DeviceChoice;
+
+/// Train, predict and evaluate Vision Mamba segmentation networks.
+#[derive(Debug, Parser)]
+#[command(name = "vision-mamba", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options every command takes.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Where to compute: cpu, cuda, cuda:N or auto (the first GPU if there is one)
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    /// Seed of initialisation, patch drawing and augmentation
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// CPU threads for tensor work [default: one a physical core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// Say less; twice: errors only
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub quiet: u8,
+    /// Say more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show libtorch, devices, the operator library and versions
+    Info(InfoArgs),
+    /// List the networks, or show one
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Look at a data set and print the decisions training would take
+    Plan(PlanArgs),
+    /// Train a network on an nnU-Net v2 raw data set
+    Train(Box<TrainArgs>),
+    /// Write label maps for a file or folder of images
+    Predict(PredictArgs),
+    /// Compare predictions with references
+    #[command(subcommand)]
+    Evaluate(EvaluateCommand),
+}
+
+/// Options of `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands under `models`.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// List the presets
+    List(ModelsListArgs),
+    /// Parameters and shape per stage of one preset
+    Show(ModelsShowArgs),
+}
+
+/// Options of `models list`.
+#[derive(Debug, Args)]
+pub struct ModelsListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `models show`.
+#[derive(Debug, Args)]
+pub struct ModelsShowArgs {
+    /// The preset's name, as `models list` prints it
+    pub preset: String,
+    /// Also print the name and shape of every tensor
+    #[arg(long)]
+    pub state_dict: bool,
+    /// Overrides of the preset, as key=value
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Size of the image that shapes are shown for, as 224x224 [default: 224 along each axis]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub input_size: Option<Size>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The nnU-Net v2 raw data set (dataset.json, imagesTr, labelsTr)
+    pub dataset: PathBuf,
+    /// Where to write plans.json [default: print it]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// A learning-rate schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleChoice {
+    /// (1 - epoch / epochs)^0.9, stepped once an epoch, as nnU-Net does
+    Poly,
+    /// Linear warm-up, then half a cosine down to zero, stepped every step
+    Cosine,
+    /// No change
+    Constant,
+}
+
+/// An optimiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerChoice {
+    /// SGD with Nesterov momentum
+    Sgd,
+    /// Adam with decoupled weight decay
+    Adamw,
+}
+
+/// What happens to the training patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AugmentChoice {
+    /// Rotation, scaling, mirroring, gamma, brightness, contrast, noise
+    Default,
+    /// Patches as they are
+    None,
+}
+
+/// Options of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The nnU-Net v2 raw data set (dataset.json, imagesTr, labelsTr)
+    pub dataset: PathBuf,
+    /// The network: a preset of `models list` (not needed with --resume)
+    #[arg(long, value_name = "PRESET", required_unless_present = "resume")]
+    pub model: Option<String>,
+    /// Overrides of the preset, as key=value
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Whole volumes or slices [default: 2d for 2-D images, else what the preset is made for]
+    #[arg(long, value_name = "2d|3d_fullres", value_parser = ["2d", "3d_fullres"])]
+    pub configuration: Option<String>,
+    /// The fold of the five-fold split that is held out, or `all` to train on everything
+    #[arg(long, default_value = "0", value_name = "0..4|all")]
+    pub fold: String,
+    /// The run folder to make
+    #[arg(long, value_name = "RUN_DIR")]
+    pub out: PathBuf,
+    /// Go on with the run in --out, with the options it was started with
+    #[arg(long)]
+    pub resume: bool,
+    /// Number of epochs
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub epochs: u64,
+    /// Optimiser steps an epoch
+    #[arg(long, default_value_t = 250, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps_per_epoch: u64,
+    /// Patches a step [default: the plan's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+    /// Size of the training patch, slowest axis first, as 96x160 or 48x96x96 [default: the plan's]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub patch_size: Option<Size>,
+    /// The optimiser
+    #[arg(long, value_enum, default_value = "sgd")]
+    pub optimizer: OptimizerChoice,
+    /// Learning rate [default: 0.01 for sgd, 0.001 for adamw]
+    #[arg(long, value_name = "X")]
+    pub lr: Option<f64>,
+    /// Weight decay [default: 3e-5 for sgd, 0.01 for adamw]
+    #[arg(long, value_name = "X")]
+    pub weight_decay: Option<f64>,
+    /// Schedule of the learning rate [default: poly for sgd, cosine for adamw]
+    #[arg(long, value_enum)]
+    pub schedule: Option<ScheduleChoice>,
+    /// Warm-up, in epochs [default: 0 for sgd; a twentieth of the run for adamw]
+    #[arg(long, value_name = "X")]
+    pub warmup: Option<f64>,
+    /// Largest norm of the gradient; longer ones are shortened
+    #[arg(long, default_value_t = 12.0, value_name = "X")]
+    pub grad_clip: f64,
+    /// Part of the batch that must contain foreground
+    #[arg(long, default_value_t = 0.33, value_name = "X")]
+    pub oversample_foreground: f64,
+    /// Augmentation of the training patches
+    #[arg(long, value_enum, default_value = "default")]
+    pub augment: AugmentChoice,
+    /// Axes that may be mirrored, as 0,1 (0 is the slowest), or `none`; also used in prediction [default: all]
+    #[arg(long, value_name = "AXES")]
+    pub mirror: Option<String>,
+    /// Validation patches an epoch, in batches
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub validation_steps: u64,
+    /// Threads that prepare patches [default: half the cores, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub workers: Option<u32>,
+    /// Write the latest checkpoint every N epochs (and always when interrupted or at the end)
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub save_every: u64,
+}
+
+/// A size typed as 96x160.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Size(pub Vec<usize>);
+
+fn parse_size(text: &str) -> Result<Size, String> {
+    let parts: Result<Vec<usize>, _> = text.split(['x', ',']).map(|part| part.trim().parse::<usize>()).collect();
+    match parts {
+        Ok(parts) if (2..=3).contains(&parts.len()) && parts.iter().all(|&n| n > 0) => Ok(Size(parts)),
+        _ => Err("expected two or three positive sizes, as 96x160 or 48x96x96".to_string()),
+    }
+}
+
+/// Which weights of a run to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CheckpointChoice {
+    /// After the last epoch
+    Final,
+    /// Highest smoothed validation Dice
+    Best,
+    /// The most recently written
+    Latest,
+}
+
+/// Options of `predict`.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// A run folder; several make an ensemble
+    #[arg(long = "run", value_name = "RUN_DIR", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// An image, or a folder of images named CASE_0000.EXT, CASE_0001.EXT, …
+    #[arg(short, long, value_name = "IN")]
+    pub input: PathBuf,
+    /// The label map, or the folder for CASE.EXT
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Which weights to use [default: final, else best, else latest]
+    #[arg(long, value_enum)]
+    pub checkpoint: Option<CheckpointChoice>,
+    /// Distance of neighbouring windows as a part of the patch, in (0, 1]
+    #[arg(long, default_value_t = 0.5, value_name = "X")]
+    pub tile_step: f64,
+    /// Do not average over mirrored inputs (faster)
+    #[arg(long)]
+    pub no_mirroring: bool,
+    /// Keep label maps that are already there
+    #[arg(long)]
+    pub skip_existing: bool,
+}
+
+/// Commands under `evaluate`.
+#[derive(Debug, Subcommand)]
+pub enum EvaluateCommand {
+    /// Overlap of label maps, per class and case
+    Segmentation(EvaluateSegmentationArgs),
+}
+
+/// Options of `evaluate segmentation`.
+#[derive(Debug, Args)]
+pub struct EvaluateSegmentationArgs {
+    /// Predicted label maps
+    #[arg(long, value_name = "DIR")]
+    pub pred: PathBuf,
+    /// Reference label maps of the same names
+    #[arg(long = "ref", value_name = "DIR")]
+    pub reference: PathBuf,
+    /// The data set's dataset.json, for label names [default: looked for beside the folders]
+    #[arg(long, value_name = "FILE")]
+    pub dataset_json: Option<PathBuf>,
+    /// Write all numbers here, in nnU-Net's summary form
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Images (CASE_0000.EXT) to draw overlays on
+    #[arg(long, value_name = "DIR", requires = "overlays")]
+    pub images: Option<PathBuf>,
+    /// Write image, reference and prediction side by side as CASE.png in this folder
+    #[arg(long, value_name = "DIR", requires = "images")]
+    pub overlays: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("96x160"), Ok(Size(vec![96, 160])));
+        assert_eq!(parse_size("48,96,96"), Ok(Size(vec![48, 96, 96])));
+        assert!(parse_size("96").is_err());
+        assert!(parse_size("0x4").is_err());
+        assert!(parse_size("axb").is_err());
+    }
+}

@@ -1,0 +1,188 @@
+//! `evaluate segmentation`: overlap of two folders of label maps.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure, Context, Result};
+use ndarray::{Array2, ArrayD, Axis, Ix2};
+use vision_mamba_datasets::{read_image, read_labels, DatasetJson};
+
+use crate::cli::args::EvaluateSegmentationArgs;
+use crate::cli::exit::Misuse;
+use crate::cli::printer::Printer;
+use crate::cli::progress::Progress;
+use crate::engine::run_folder::write_json;
+use crate::metrics::overlap::{counts, Counts};
+use crate::metrics::summary::{summarise, Summary};
+use crate::report::overlay::triptych;
+
+/// Endings of label maps, longest first so that `.nii.gz` is not read as `.gz`.
+const ENDINGS: [&str; 4] = [".nii.gz", ".nii", ".png", ".bmp"];
+
+/// Scores a folder and prints, writes and draws what was asked for.
+pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Result<()> {
+    for (option, folder) in [("--pred", &args.pred), ("--ref", &args.reference)] {
+        if !folder.is_dir() {
+            return Err(Misuse::error(format!("{option} {}: no such folder", folder.display())));
+        }
+    }
+    let references = label_files(&args.reference)?;
+    ensure!(
+        !references.is_empty(),
+        "{} holds no label maps ({})",
+        args.reference.display(),
+        ENDINGS.join(", ")
+    );
+    let labels = labels(args, &references)?;
+    let values: Vec<i16> = labels.iter().map(|(_, v)| *v).collect();
+    let mut bar = Progress::new(printer, "evaluating", references.len() as u64);
+    let (mut cases, mut failures) = (Vec::new(), Vec::new());
+    for reference in &references {
+        match score(args, reference, &labels, &values) {
+            Ok(case) => cases.push(case),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+        bar.step(String::new);
+    }
+    bar.finish();
+    if !cases.is_empty() {
+        let summary: Summary = summarise(&cases, &labels);
+        if let Some(path) = &args.json {
+            write_json(path, &summary)?;
+        }
+        printer.data(&summary.table());
+    }
+    match failures.len() {
+        0 => Ok(()),
+        n => {
+            for failure in &failures {
+                printer.warning(failure);
+            }
+            bail!("{n} of {} case(s) could not be scored: {}", references.len(), failures[0])
+        }
+    }
+}
+
+fn score(
+    args: &EvaluateSegmentationArgs,
+    reference_path: &Path,
+    labels: &[(String, i16)],
+    values: &[i16],
+) -> Result<(String, String, Vec<Counts>)> {
+    let name = reference_path.file_name().context("reference has no name")?;
+    let prediction_path = args.pred.join(name);
+    ensure!(
+        prediction_path.is_file(),
+        "{} is missing; predict this case too, or take its reference out",
+        prediction_path.display()
+    );
+    let reference = read_labels(reference_path)?;
+    let prediction = read_labels(&prediction_path)?;
+    ensure!(
+        reference.data.shape() == prediction.data.shape(),
+        "{} has size {:?}, its reference {} has {:?}; predict on the image this reference belongs to",
+        prediction_path.display(),
+        prediction.data.shape(),
+        reference_path.display(),
+        reference.data.shape()
+    );
+    if let (Some(images), Some(out)) = (&args.images, &args.overlays) {
+        draw_overlay(images, out, reference_path, &reference.data, &prediction.data, labels)?;
+    }
+    let counts = counts(&prediction.data, &reference.data, values);
+    Ok((prediction_path.display().to_string(), reference_path.display().to_string(), counts))
+}
+
+fn draw_overlay(
+    images: &Path,
+    out: &Path,
+    reference_path: &Path,
+    reference: &ArrayD<i16>,
+    prediction: &ArrayD<i16>,
+    labels: &[(String, i16)],
+) -> Result<()> {
+    let (id, ending) = split_ending(reference_path).context("reference has no known ending")?;
+    let path = images.join(format!("{id}_0000{ending}"));
+    let image = read_image(&path)?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let picture = overlay_of(&image.data, Some(reference), prediction, labels, &id)?;
+    crate::report::save_png(&out.join(format!("{id}.png")), &picture)?;
+    Ok(())
+}
+
+/// The side-by-side picture of a case; of a volume, the slice (along the first axis) with most foreground.
+pub fn overlay_of(
+    image: &ArrayD<f32>,
+    reference: Option<&ArrayD<i16>>,
+    prediction: &ArrayD<i16>,
+    labels: &[(String, i16)],
+    title: &str,
+) -> Result<image::RgbImage> {
+    let names: Vec<(i16, String)> = labels.iter().map(|(name, value)| (*value, name.clone())).collect();
+    let first = image.index_axis(Axis(0), 0).to_owned();
+    if prediction.ndim() == 2 {
+        let reference = reference.map(|r| plane(r.clone())).transpose()?;
+        return Ok(triptych(&plane(first)?, reference.as_ref(), &plane(prediction.clone())?, &names, title));
+    }
+    let guide = reference.unwrap_or(prediction);
+    let slice = guide
+        .axis_iter(Axis(0))
+        .enumerate()
+        .max_by_key(|(_, s)| s.iter().filter(|&&v| v > 0).count())
+        .map_or(0, |(i, _)| i);
+    let reference = reference.map(|r| plane(r.index_axis(Axis(0), slice).to_owned())).transpose()?;
+    let picture = triptych(
+        &plane(first.index_axis(Axis(0), slice).to_owned())?,
+        reference.as_ref(),
+        &plane(prediction.index_axis(Axis(0), slice).to_owned())?,
+        &names,
+        &format!("{title}, slice {slice}"),
+    );
+    Ok(picture)
+}
+
+fn plane<T>(array: ArrayD<T>) -> Result<Array2<T>> {
+    let shape = array.shape().to_vec();
+    array.into_dimensionality::<Ix2>().with_context(|| format!("expected a plane, found shape {shape:?}"))
+}
+
+/// Foreground labels with their names: from dataset.json where one is found, else from the values in the references.
+fn labels(args: &EvaluateSegmentationArgs, references: &[PathBuf]) -> Result<Vec<(String, i16)>> {
+    let candidates = match &args.dataset_json {
+        Some(path) => vec![path.clone()],
+        None => [args.reference.as_path(), args.pred.as_path()]
+            .into_iter()
+            .flat_map(|d| [Some(d), d.parent()])
+            .flatten()
+            .map(|d| d.join("dataset.json"))
+            .filter(|p| p.is_file())
+            .collect(),
+    };
+    if let Some(path) = candidates.first() {
+        let info = DatasetJson::read(path)?;
+        return Ok(info.labels.into_iter().filter(|(_, v)| *v != 0).collect());
+    }
+    let mut values = BTreeSet::new();
+    for path in references {
+        values.extend(read_labels(path)?.data.iter().copied().filter(|&v| v > 0));
+    }
+    Ok(values.into_iter().map(|v| (format!("label {v}"), v)).collect())
+}
+
+fn split_ending(path: &Path) -> Option<(String, &'static str)> {
+    let name = path.file_name()?.to_str()?;
+    ENDINGS.iter().find_map(|&e| name.strip_suffix(e).map(|id| (id.to_string(), e)))
+}
+
+fn label_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("cannot read {}", folder.display()))?
+        .into_iter()
+        .filter(|p| p.is_file() && split_ending(p).is_some())
+        .collect();
+    files.sort();
+    Ok(files)
+}

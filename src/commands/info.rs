@@ -1,0 +1,43 @@
+//! `info`: what this build and this machine can do.
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::cli::args::{Global, InfoArgs};
+use crate::cli::printer::Printer;
+use crate::runtime::{cuda_status, CudaStatus};
+
+/// Prints versions, devices and the state of the operator library.
+pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
+    let cuda = cuda_status();
+    let device = global.device.resolve()?;
+    let operator = vision_mamba_ops::status();
+    if let Some(threads) = global.threads {
+        tch::set_num_threads(threads as i32);
+    }
+    let threads = tch::get_num_threads();
+    if args.json {
+        let value = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "libtorch": vision_mamba_ops::LIBTORCH_VERSION,
+            "device": format!("{device:?}"),
+            "cuda": cuda,
+            "threads": threads,
+            "operator": { "ready": operator.is_ready(), "status": operator.to_string() },
+        });
+        printer.data(&serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
+    let gpu = match cuda {
+        CudaStatus::Ready { devices } => format!("{devices} GPU(s) ready"),
+        CudaStatus::NoDriver => "no NVIDIA driver".to_string(),
+        CudaStatus::NoDevice => "driver found, no usable GPU".to_string(),
+        CudaStatus::NoLibrary { reason } => format!("libtorch's CUDA half cannot be loaded: {reason}"),
+    };
+    printer.data(&format!(
+        "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\noperator      {operator}",
+        env!("CARGO_PKG_VERSION"),
+        vision_mamba_ops::LIBTORCH_VERSION,
+    ));
+    Ok(())
+}

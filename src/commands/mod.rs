@@ -1,0 +1,8 @@
+//! One file a command: settings in, work done, result printed.
+
+pub mod evaluate;
+pub mod info;
+pub mod models;
+pub mod plan;
+pub mod predict;
+pub mod train;

@@ -1,0 +1,337 @@
+//! `train`: settings from options or from the run folder, data prepared, trained, validated.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tch::Device;
+use vision_mamba_datasets::{
+    fold, prepare_case, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice, Plan,
+    PreparedCase, Split,
+};
+use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec};
+
+use super::evaluate::overlay_of;
+use super::models::parse_overrides;
+use crate::cli::args::{AugmentChoice, Global, OptimizerChoice, ScheduleChoice, TrainArgs};
+use crate::cli::exit::{Interrupted, Misuse};
+use crate::cli::printer::Printer;
+use crate::cli::progress::Progress;
+use crate::engine::config::{RunConfig, TrainingConfig};
+use crate::engine::optimizer::OptimizerConfig;
+use crate::engine::run_folder::{write_json, RunFolder};
+use crate::engine::schedule::Schedule;
+use crate::engine::train::Trainer;
+use crate::inference::volume::{segment, Member, PredictOptions};
+use crate::losses::DiceOver;
+use crate::metrics::overlap::counts;
+use crate::metrics::summary::summarise;
+use crate::runtime::{self, StopFlag};
+
+/// Trains a run and validates it on whole images.
+pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
+    let device = global.device.resolve()?;
+    runtime::prepare(global.threads, printer);
+    let dataset = Dataset::open(&args.dataset)?;
+    let (folder, config, plan) = if args.resume { reopen(args)? } else { start(args, global, &dataset, printer)? };
+
+    // The one seed that initialisation depends on; a resumed run overwrites the weights it makes.
+    tch::manual_seed(config.training.seed as i64);
+    let built = build(&config.network, device)?;
+    printer.message(&format!(
+        "{} with {} parameters on {device:?}: {} training and {} validation case(s), patch {:?}, batch {}",
+        config.preset,
+        built.params.num_parameters(),
+        config.training_ids.len(),
+        config.validation_ids.len(),
+        config.training.training_patch,
+        config.training.batch_size
+    ));
+    let configuration = plan.configuration(&config.configuration)?;
+    let training = prepare(&dataset, &config.training_ids, configuration, printer, "reading training cases")?;
+    let validation = if config.fold == "all" {
+        training.clone()
+    } else {
+        prepare(&dataset, &config.validation_ids, configuration, printer, "reading validation cases")?
+    };
+    let stop = StopFlag::listen("step", printer)?;
+    let trainer = Trainer {
+        config: &config,
+        folder: &folder,
+        built: &built,
+        device,
+        classes: plan.labels.len(),
+        workers: workers(args),
+        stop: &stop,
+        printer,
+    };
+    trainer.run(Arc::new(training), &validation, args.resume)?;
+    validate(&folder, config, plan, built, device, &dataset, &stop, printer)
+}
+
+fn workers(args: &TrainArgs) -> usize {
+    args.workers.map_or_else(
+        || (std::thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, 8),
+        |n| n as usize,
+    )
+}
+
+fn reopen(args: &TrainArgs) -> Result<(RunFolder, RunConfig, Plan)> {
+    let folder = RunFolder::open(&args.out)?;
+    let config: RunConfig = RunFolder::read_json(&folder.config())?;
+    if let Some(model) = args.model.as_ref().filter(|m| **m != config.preset) {
+        return Err(Misuse::error(format!(
+            "--resume goes on with '{}', not with --model {model}; choose another --out for a new run",
+            config.preset
+        )));
+    }
+    let plan = Plan::read(&folder.plans())?;
+    Ok((folder, config, plan))
+}
+
+/// Checks the options, decides what is open, and writes the run folder's first files.
+fn start(args: &TrainArgs, global: &Global, dataset: &Dataset, printer: &Printer) -> Result<(RunFolder, RunConfig, Plan)> {
+    check(args)?;
+    let name = args.model.clone().ok_or_else(|| Misuse::error("--model is missing; see `vision-mamba models list`"))?;
+    let overrides = parse_overrides(&args.set)?;
+    let spec = preset(&name)
+        .and_then(|spec| spec.with_overrides(&overrides))
+        .map_err(|error| Misuse::error(error.to_string()))?;
+    // An existing run is refused before any work is done.
+    let folder = RunFolder::create(&args.out)?;
+    let plan = super::plan::make(dataset, printer)?;
+    let configuration_name = configuration_name(args, &plan, &spec)?;
+    let configuration = &plan.configurations[&configuration_name];
+    let (network, training_patch) = fit_network(args, &spec, &plan, configuration)?;
+    let choice: FoldChoice = args.fold.parse().map_err(|e: DataError| Misuse::error(e.to_string()))?;
+    let ids = fold(&dataset.root, &dataset.training_ids(), choice).map_err(|e| match e {
+        DataError::Setting { .. } => Misuse::error(e.to_string()),
+        e => e.into(),
+    })?;
+    let mirror_axes = mirror_axes(args, configuration.spatial_dims)?;
+    let config = RunConfig {
+        versions: BTreeMap::from([
+            ("vision-mamba".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+            ("libtorch".to_string(), vision_mamba_ops::LIBTORCH_VERSION.to_string()),
+        ]),
+        preset: name,
+        overrides,
+        network,
+        dataset: std::fs::canonicalize(&args.dataset)?.display().to_string(),
+        configuration: configuration_name,
+        fold: args.fold.clone(),
+        training_ids: ids.train,
+        validation_ids: ids.validation,
+        training: training_config(args, global, configuration, training_patch, mirror_axes)?,
+    };
+    plan.write(&folder.plans())?;
+    write_json(&folder.dataset(), &dataset.info)?;
+    write_json(&folder.config(), &config)?;
+    Ok((folder, config, plan))
+}
+
+fn check(args: &TrainArgs) -> Result<()> {
+    let positive = |option: &str, value: Option<f64>| match value {
+        Some(v) if !(v.is_finite() && v > 0.0) => Err(Misuse::error(format!("{option} {v}: must be a positive number"))),
+        _ => Ok(()),
+    };
+    positive("--lr", args.lr)?;
+    positive("--grad-clip", Some(args.grad_clip))?;
+    for (option, value) in [("--weight-decay", args.weight_decay), ("--warmup", args.warmup)] {
+        if value.is_some_and(|v| !(v.is_finite() && v >= 0.0)) {
+            return Err(Misuse::error(format!("{option}: must be zero or more")));
+        }
+    }
+    if !(0.0..=1.0).contains(&args.oversample_foreground) {
+        return Err(Misuse::error("--oversample-foreground: must lie between 0 and 1"));
+    }
+    Ok(())
+}
+
+fn configuration_name(args: &TrainArgs, plan: &Plan, spec: &NetworkSpec) -> Result<String> {
+    let wanted = match (&args.configuration, spec.spatial_dims()) {
+        (Some(name), _) => name.clone(),
+        (None, 3) => "3d_fullres".to_string(),
+        (None, _) => "2d".to_string(),
+    };
+    match plan.configurations.get(&wanted) {
+        None => Err(Misuse::error(format!(
+            "this data set has no configuration '{wanted}' (its images are 2-D); use one of: {}",
+            plan.configurations.keys().cloned().collect::<Vec<_>>().join(", ")
+        ))),
+        Some(c) if spec.spatial_dims() != c.spatial_dims => Err(Misuse::error(format!(
+            "the network works in {}-D but configuration '{wanted}' is {}-D; choose another --model or --configuration",
+            spec.spatial_dims(),
+            c.spatial_dims
+        ))),
+        Some(_) => Ok(wanted),
+    }
+}
+
+/// Fills the network's data-dependent sizes. Its depth may follow from the patch and the patch must be divisible by its
+/// strides, so the patch is rounded once the strides are known.
+fn fit_network(
+    args: &TrainArgs,
+    spec: &NetworkSpec,
+    plan: &Plan,
+    configuration: &Configuration,
+) -> Result<(NetworkSpec, Vec<usize>)> {
+    let dims = configuration.spatial_dims;
+    let asked = args.patch_size.as_ref().map(|s| s.0.clone());
+    if let Some(size) = asked.as_ref().filter(|s| s.len() != dims) {
+        return Err(Misuse::error(format!("--patch-size has {} axes, the configuration {dims}", size.len())));
+    }
+    let misuse = |e: ModelError| Misuse::error(e.to_string());
+    let fill = |patch: &[usize]| -> Result<NetworkSpec> {
+        let patch: Vec<i64> = patch.iter().map(|&n| n as i64).collect();
+        let (channels, classes) = (plan.channel_names.len() as i64, plan.labels.len() as i64);
+        spec.for_spaced_data(channels, classes, &patch, Some(&configuration.spacing)).map_err(misuse)
+    };
+    let first = fill(asked.as_deref().unwrap_or(&configuration.training_patch))?;
+    let divisor: Vec<usize> =
+        build(&first, Device::Cpu).map_err(misuse)?.net.divisor().iter().map(|&n| n as usize).collect();
+    let patch = match asked {
+        Some(size) => {
+            if let Some(axis) = (0..dims).find(|&i| size[i] % divisor[i] != 0) {
+                return Err(Misuse::error(format!(
+                    "--patch-size: {} along axis {axis} is not divisible by {}, which this network needs",
+                    size[axis], divisor[axis]
+                )));
+            }
+            size
+        }
+        None => configuration.training_patch_for(&divisor),
+    };
+    Ok((fill(&patch)?, patch))
+}
+
+fn mirror_axes(args: &TrainArgs, dims: usize) -> Result<Vec<usize>> {
+    match args.mirror.as_deref() {
+        None => Ok((0..dims).collect()),
+        Some("none" | "") => Ok(Vec::new()),
+        Some(text) => text
+            .split(',')
+            .map(|axis| match axis.trim().parse::<usize>() {
+                Ok(axis) if axis < dims => Ok(axis),
+                _ => Err(Misuse::error(format!(
+                    "--mirror {text}: expected axes from 0 to {} joined by commas, or none",
+                    dims - 1
+                ))),
+            })
+            .collect(),
+    }
+}
+
+fn training_config(
+    args: &TrainArgs,
+    global: &Global,
+    configuration: &Configuration,
+    training_patch: Vec<usize>,
+    mirror_axes: Vec<usize>,
+) -> Result<TrainingConfig> {
+    let sgd = args.optimizer == OptimizerChoice::Sgd;
+    let mut augmentation = match args.augment {
+        AugmentChoice::Default => Augmentation::default(),
+        AugmentChoice::None => Augmentation::none(),
+    };
+    augmentation.mirroring.axes = match args.augment {
+        AugmentChoice::Default => mirror_axes.clone(),
+        AugmentChoice::None => Vec::new(),
+    };
+    Ok(TrainingConfig {
+        seed: global.seed,
+        training_patch,
+        batch_size: args.batch_size.map_or(configuration.batch_size, |n| n as usize),
+        schedule: Schedule {
+            kind: args.schedule.unwrap_or(if sgd { ScheduleChoice::Poly } else { ScheduleChoice::Cosine }),
+            base_lr: args.lr.unwrap_or(if sgd { 0.01 } else { 0.001 }),
+            warmup_epochs: args.warmup.unwrap_or(if sgd { 0.0 } else { args.epochs as f64 / 20.0 }),
+            epochs: args.epochs,
+            steps_per_epoch: args.steps_per_epoch,
+        },
+        optimizer: OptimizerConfig {
+            kind: args.optimizer,
+            weight_decay: args.weight_decay.unwrap_or(if sgd { 3e-5 } else { 0.01 }),
+            momentum: 0.99,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            grad_clip: args.grad_clip,
+        },
+        dice: if configuration.spatial_dims == 2 { DiceOver::Batch } else { DiceOver::Sample },
+        oversample_foreground: args.oversample_foreground,
+        augmentation,
+        mirror_axes,
+        validation_steps: args.validation_steps,
+        save_every: args.save_every,
+    })
+}
+
+fn prepare(
+    dataset: &Dataset,
+    ids: &[String],
+    configuration: &Configuration,
+    printer: &Printer,
+    what: &'static str,
+) -> Result<Vec<PreparedCase>> {
+    let mut bar = Progress::new(printer, what, ids.len() as u64);
+    let cases = ids
+        .iter()
+        .map(|id| {
+            let (image, label) = dataset.load_case(id, Split::Training)?;
+            let case = prepare_case(id, image, Some(label), configuration)?;
+            bar.step(|| id.clone());
+            Ok(case)
+        })
+        .collect::<Result<Vec<_>>>();
+    bar.finish();
+    cases
+}
+
+/// Predicts every validation case whole, writes label maps, overlays and `summary.json`, and prints the table.
+#[allow(clippy::too_many_arguments)]
+fn validate(
+    folder: &RunFolder,
+    config: RunConfig,
+    plan: Plan,
+    built: Built,
+    device: Device,
+    dataset: &Dataset,
+    stop: &StopFlag,
+    printer: &Printer,
+) -> Result<()> {
+    let ids = config.validation_ids.clone();
+    let out = folder.validation();
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let labels: Vec<(String, i16)> = plan.labels.iter().filter(|(_, v)| *v != 0).cloned().collect();
+    let values: Vec<i16> = labels.iter().map(|(_, v)| *v).collect();
+    let ending = plan.file_ending.clone();
+    let members = [Member::new(config, plan, built, device)];
+    let options = PredictOptions { tile_step: 0.5, mirroring: true };
+    let mut bar = Progress::new(printer, "validating", ids.len() as u64);
+    let mut cases = Vec::new();
+    for id in &ids {
+        if stop.is_set() {
+            bar.finish();
+            printer.message("stopped during validation; the weights are complete, --resume validates again");
+            return Err(Interrupted.into());
+        }
+        let (image, reference) = dataset.load_case(id, Split::Training)?;
+        let prediction = segment(&members, &image, &options, &mut || Ok(()))?;
+        let target = out.join(format!("{id}{ending}"));
+        write_labels(&target, &prediction)?;
+        let picture = overlay_of(&image.data, Some(&reference.data), &prediction.data, &labels, id)?;
+        crate::report::save_png(&out.join(format!("{id}_overlay.png")), &picture)?;
+        cases.push((
+            target.display().to_string(),
+            dataset.label_path(id, Split::Training).display().to_string(),
+            counts(&prediction.data, &reference.data, &values),
+        ));
+        bar.step(|| id.clone());
+    }
+    bar.finish();
+    let summary = summarise(&cases, &labels);
+    write_json(&out.join("summary.json"), &summary)?;
+    printer.data(&summary.table());
+    printer.message(&format!("run folder: {} (see progress.png and validation/)", folder.root().display()));
+    Ok(())
+}

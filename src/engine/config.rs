@@ -1,0 +1,65 @@
+//! `config.json`: everything needed to repeat a run.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use vision_mamba_datasets::Augmentation;
+use vision_mamba_models::NetworkSpec;
+
+use super::optimizer::OptimizerConfig;
+use super::schedule::Schedule;
+use crate::losses::DiceOver;
+
+/// A run: what is trained on what, and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Versions the run was started with.
+    pub versions: BTreeMap<String, String>,
+    /// The preset's name.
+    pub preset: String,
+    /// Overrides of the preset, as typed.
+    pub overrides: Vec<(String, String)>,
+    /// The network with all data-dependent sizes filled in; prediction builds this.
+    pub network: NetworkSpec,
+    /// The data set's folder, made absolute.
+    pub dataset: String,
+    /// `2d` or `3d_fullres`.
+    pub configuration: String,
+    /// The held-out fold, or `all`.
+    pub fold: String,
+    /// Identifiers trained on.
+    pub training_ids: Vec<String>,
+    /// Identifiers validated on.
+    pub validation_ids: Vec<String>,
+    /// Training.
+    pub training: TrainingConfig,
+}
+
+/// How a run trains.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Seed of initialisation, patches and augmentation.
+    pub seed: u64,
+    /// Training patch, slowest axis first.
+    pub training_patch: Vec<usize>,
+    /// Patches a step.
+    pub batch_size: usize,
+    /// Learning rate over the run.
+    pub schedule: Schedule,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// What the Dice sums run over.
+    pub dice: DiceOver,
+    /// Part of a batch forced to contain foreground.
+    pub oversample_foreground: f64,
+    /// What happens to patches.
+    pub augmentation: Augmentation,
+    /// Axes averaged over in prediction.
+    pub mirror_axes: Vec<usize>,
+    /// Batches of validation patches an epoch.
+    pub validation_steps: u64,
+    /// Epochs between two writings of the latest checkpoint.
+    pub save_every: u64,
+}

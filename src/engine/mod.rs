@@ -1,0 +1,10 @@
+//! Training: settings, schedule, optimiser, the loop, and the run folder it writes.
+
+pub mod batch;
+pub mod config;
+pub mod optimizer;
+pub mod run_folder;
+pub mod schedule;
+pub mod state;
+pub mod train;
+pub mod validation;

@@ -1,0 +1,4 @@
+//! From an image to class scores on its own grid.
+
+pub mod sliding_window;
+pub mod volume;

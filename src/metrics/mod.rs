@@ -1,0 +1,4 @@
+//! Measures of how well a prediction agrees with its reference.
+
+pub mod overlap;
+pub mod summary;

@@ -1,0 +1,190 @@
+//! The machine: device, threads, seeds, signals.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{bail, Context, Result};
+use serde::Serialize;
+use tch::{Cuda, Device};
+
+use crate::cli::printer::Printer;
+
+/// What `--device` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This GPU.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("'{text}' is no device; use cpu, cuda, cuda:N or auto")),
+        }
+    }
+}
+
+/// Whether and why CUDA can be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum CudaStatus {
+    /// No NVIDIA driver on this machine.
+    NoDriver,
+    /// There is a driver, but this libtorch has no CUDA half or it cannot be loaded.
+    NoLibrary {
+        /// The loader's words.
+        reason: String,
+    },
+    /// The library is loaded but finds no usable GPU.
+    NoDevice,
+    /// Ready.
+    Ready {
+        /// Number of GPUs.
+        devices: i64,
+    },
+}
+
+impl CudaStatus {
+    fn remedy(&self) -> String {
+        match self {
+            Self::NoDriver => "no NVIDIA driver was found; use --device cpu or auto".into(),
+            Self::NoLibrary { reason } => format!(
+                "libtorch's CUDA half cannot be loaded ({reason}); run scripts/setup again on this machine, or use --device cpu"
+            ),
+            Self::NoDevice => "the driver shows no usable GPU (see nvidia-smi); use --device cpu or auto".into(),
+            Self::Ready { devices } => format!("{devices} GPU(s) are ready"),
+        }
+    }
+}
+
+/// Loads libtorch's CUDA half where a driver is, once, and says what came of it.
+///
+/// libtorch keeps its first answer to "is there CUDA?", so this runs before anything else asks.
+pub fn cuda_status() -> &'static CudaStatus {
+    static STATUS: OnceLock<CudaStatus> = OnceLock::new();
+    STATUS.get_or_init(|| {
+        let driver = Path::new("/proc/driver/nvidia/version").exists() || open_global("libcuda.so.1").is_ok();
+        if !driver {
+            return CudaStatus::NoDriver;
+        }
+        if let Err(reason) = open_global("libtorch_cuda.so") {
+            return CudaStatus::NoLibrary { reason };
+        }
+        match Cuda::device_count() {
+            n if n > 0 && Cuda::is_available() => CudaStatus::Ready { devices: n },
+            _ => CudaStatus::NoDevice,
+        }
+    })
+}
+
+/// Opens a shared library with its symbols visible to all and keeps it open.
+fn open_global(name: &str) -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: both libraries that are opened here are made to be loaded at run time; their initialisers only register.
+    #[allow(unsafe_code)]
+    let library = unsafe { Library::open(Some(OsStr::new(name)), RTLD_NOW | RTLD_GLOBAL) };
+    match library {
+        Ok(library) => {
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl DeviceChoice {
+    /// The device to compute on, or why it cannot be had.
+    pub fn resolve(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto => Ok(match cuda_status() {
+                CudaStatus::Ready { .. } => Device::Cuda(0),
+                _ => Device::Cpu,
+            }),
+            Self::Cuda(index) => match cuda_status() {
+                CudaStatus::Ready { devices } if (index as i64) < *devices => Ok(Device::Cuda(index)),
+                CudaStatus::Ready { devices } => {
+                    bail!("there is no cuda:{index}: this machine has {devices} GPU(s), numbered from 0")
+                }
+                status => bail!("--device cuda: {}", status.remedy()),
+            },
+        }
+    }
+}
+
+/// Sets the number of tensor threads and says once when the scan has to run on plain tensors.
+pub fn prepare(threads: Option<u32>, printer: &Printer) {
+    if let Some(threads) = threads {
+        tch::set_num_threads(threads as i32);
+    }
+    let status = vision_mamba_ops::status();
+    if !status.is_ready() {
+        printer.warning(&status.to_string());
+    }
+}
+
+/// Set by Ctrl-C or a termination signal; the work looks at it between steps.
+#[derive(Debug, Clone)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// Listens for Ctrl-C and SIGTERM. The first asks the work to finish its step, the second ends at once.
+    pub fn listen(what: &'static str, printer: &Printer) -> Result<Self> {
+        let flag = Self(Arc::new(AtomicBool::new(false)));
+        let seen = flag.clone();
+        let printer = printer.clone();
+        ctrlc::set_handler(move || {
+            if seen.0.swap(true, Ordering::SeqCst) {
+                std::process::exit(i32::from(crate::cli::exit::INTERRUPTED));
+            }
+            printer.message(&format!("\nstopping after this {what}; once more to stop at once"));
+        })
+        .context("cannot listen for Ctrl-C")?;
+        Ok(flag)
+    }
+
+    /// A flag nobody sets, for tests and for work that is called from a program.
+    pub fn never() -> Self {
+        Self(Arc::new(AtomicBool::new(false)))
+    }
+
+    /// Asks the work to stop.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the work should stop.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_parsed() {
+        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        assert!("gpu".parse::<DeviceChoice>().is_err_and(|e| e.contains("cuda:N")));
+        assert!("cuda:x".parse::<DeviceChoice>().is_err());
+    }
+}
