@@ -1,6 +1,7 @@
 //! PNG (read and written), JPEG and BMP (read). Grey values stay as stored: 0..=255 or 0..=65535; a one-bit image becomes 0 and 1, a palette
 //! image RGB, and alpha is a channel.
 
+use std::io::Read;
 use std::path::Path;
 
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageReader};
@@ -11,7 +12,13 @@ use crate::{DataError, Geometry, Image, LabelMap, Result};
 
 const FORMAT: &str = "an image";
 
-fn open(path: &Path) -> Result<ImageReader<std::io::BufReader<std::fs::File>>> {
+/// Memory that any file may ask for, however short it is.
+const SMALL: u64 = 64 << 20;
+
+type Reader = ImageReader<std::io::BufReader<std::fs::File>>;
+
+/// An opened file, and the most bytes that its pixels may take.
+fn open(path: &Path) -> Result<(Reader, u64)> {
     let file = std::fs::File::open(path).map_err(|e| DataError::reading(path, e))?;
     let length = file.metadata().map_err(|e| DataError::reading(path, e))?;
     if length.is_dir() {
@@ -23,14 +30,16 @@ fn open(path: &Path) -> Result<ImageReader<std::io::BufReader<std::fs::File>>> {
     let mut reader = ImageReader::new(std::io::BufReader::new(file))
         .with_guessed_format()
         .map_err(|e| DataError::reading(path, e))?;
+    let most_bytes = SMALL.max(length.len().saturating_mul(LARGEST_EXPANSION));
     let mut limits = image::Limits::default();
-    limits.max_alloc = Some((512 << 20).max(length.len().saturating_mul(LARGEST_EXPANSION)));
+    limits.max_alloc = Some(most_bytes);
     reader.limits(limits);
-    Ok(reader)
+    Ok((reader, most_bytes))
 }
 
 pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
     let (width, height) = open(path)?
+        .0
         .into_dimensions()
         .map_err(|e| DataError::damaged(path, FORMAT, e))?;
     Ok(vec![height as usize, width as usize])
@@ -38,8 +47,14 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
 
 pub(super) fn read(path: &Path) -> Result<Image> {
     let damaged = |e: image::ImageError| DataError::damaged(path, FORMAT, e);
-    let decoder = open(path)?.into_decoder().map_err(damaged)?;
-    let one_bit = decoder.original_color_type() == ExtendedColorType::L1;
+    let (reader, most_bytes) = open(path)?;
+    let decoder = reader.into_decoder().map_err(damaged)?;
+    if decoder.total_bytes() > most_bytes {
+        let (width, height) = decoder.dimensions();
+        let problem =
+            format!("its header declares {width} x {height} pixels, more than the file can hold");
+        return Err(DataError::damaged(path, FORMAT, problem));
+    }
     let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let planes = match &decoded {
@@ -62,13 +77,24 @@ pub(super) fn read(path: &Path) -> Result<Image> {
     let channels = planes.len() / (width * height).max(1);
     let mut data = ArrayD::from_shape_vec(IxDyn(&[channels, height, width]), planes)
         .map_err(|e| DataError::damaged(path, FORMAT, e))?;
-    if one_bit {
+    if is_one_bit(path)? {
         data.mapv_inplace(|v| if v > 0.0 { 1.0 } else { 0.0 });
     }
     Ok(Image {
         data,
         geometry: Geometry::unit(2),
     })
+}
+
+/// Whether a PNG's header says grey of one bit, which the decoder widens to 0 and 255 without a word.
+fn is_one_bit(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| DataError::reading(path, e))?;
+    file.take(26)
+        .read_to_end(&mut start)
+        .map_err(|e| DataError::reading(path, e))?;
+    // Signature, chunk length and name, width, height; then bit depth and colour type.
+    Ok(start.starts_with(b"\x89PNG") && start.get(24..26) == Some(&[1, 0]))
 }
 
 /// Interleaved pixels (H, W, C) -> planes (C, H, W).

@@ -1,0 +1,123 @@
+//! Patches a second on one thread and through the loader:
+//! `cargo bench -p vision-mamba-datasets --bench patches`
+//!
+//! A plain binary; it asserts nothing. Each figure is the best of several rounds.
+#![allow(clippy::print_stdout, clippy::unwrap_used)] // a bench prints
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ndarray::{ArrayD, IxDyn};
+use vision_mamba_datasets::{
+    draw_batch, prepare_case, Augmentation, Configuration, Geometry, Image, Intensity, LabelMap,
+    Normalisation, PatchSettings, Prefetch, PreparedCase,
+};
+
+const ROUNDS: usize = 5;
+
+fn case(size: &[usize]) -> PreparedCase {
+    let n: usize = size.iter().product();
+    let mut shape = vec![1];
+    shape.extend(size);
+    let data = ArrayD::from_shape_vec(
+        IxDyn(&shape),
+        (0..n).map(|i| (i * 7919 % 1009) as f32).collect(),
+    )
+    .unwrap();
+    let label =
+        ArrayD::from_shape_vec(IxDyn(size), (0..n).map(|i| (i / 40 % 3) as i16).collect()).unwrap();
+    let geometry = Geometry::unit(size.len());
+    let intensity = Intensity {
+        mean: 0.0,
+        std: 1.0,
+        percentile_00_5: 0.0,
+        median: 0.0,
+        percentile_99_5: 0.0,
+        min: 0.0,
+        max: 0.0,
+    };
+    let configuration = Configuration {
+        spatial_dims: size.len(),
+        training_patch: size.to_vec(),
+        batch_size: 1,
+        normalisation: vec![Normalisation::ZScore],
+        spacing: vec![1.0; size.len()],
+        intensity: vec![intensity],
+    };
+    prepare_case(
+        "bench",
+        Image {
+            data,
+            geometry: geometry.clone(),
+        },
+        Some(LabelMap {
+            data: label,
+            geometry,
+        }),
+        &configuration,
+    )
+    .unwrap()
+}
+
+fn always(mut augment: Augmentation) -> Augmentation {
+    augment.rotation.probability = 1.0;
+    augment.scaling.probability = 1.0;
+    augment.noise.probability = 1.0;
+    augment.blur.probability = 1.0;
+    augment.brightness.probability = 1.0;
+    augment.contrast.probability = 1.0;
+    augment.low_resolution.probability = 1.0;
+    augment.gamma.probability = 1.0;
+    augment.gamma.inverted_probability = 1.0;
+    augment
+}
+
+fn best(patches: u64, mut round: impl FnMut()) -> f64 {
+    let seconds = (0..ROUNDS).map(|_| {
+        let start = Instant::now();
+        round();
+        start.elapsed().as_secs_f64()
+    });
+    patches as f64 / seconds.fold(f64::MAX, f64::min)
+}
+
+fn main() {
+    println!(
+        "{:<12} {:<22} {:>12} {:>10}",
+        "patch", "augmentation", "patches/s", "ms each"
+    );
+    for (size, patch, batches) in [
+        (vec![160, 180], vec![128, 128], 100u64),
+        (vec![80, 90, 100], vec![64, 64, 64], 4),
+    ] {
+        let cases = Arc::new(vec![case(&size)]);
+        let sets = [
+            ("none", Augmentation::none(), 0),
+            ("default", Augmentation::default(), 0),
+            ("everything, always", always(Augmentation::default()), 0),
+            ("default, 2 workers", Augmentation::default(), 2),
+        ];
+        for (name, augment, workers) in sets {
+            let settings = PatchSettings {
+                training_patch: patch.clone(),
+                batch_size: 8,
+                oversample_foreground: 0.33,
+                augment,
+                seed: 1,
+            };
+            let rate = best(8 * batches, || match workers {
+                0 => (0..batches).for_each(|index| {
+                    drop(std::hint::black_box(draw_batch(&cases, &settings, index)))
+                }),
+                _ => Prefetch::new(cases.clone(), settings.clone(), 0..batches, workers)
+                    .unwrap()
+                    .for_each(|b| drop(b.unwrap())),
+            });
+            println!(
+                "{:<12} {name:<22} {rate:>12.0} {:>10.3}",
+                format!("{patch:?}"),
+                1e3 / rate
+            );
+        }
+    }
+}
