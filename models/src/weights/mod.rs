@@ -2,4 +2,6 @@
 
 mod safetensors;
 
-pub use self::safetensors::{load_strict, read_metadata, save_safetensors};
+pub use self::safetensors::{
+    load_strict, read_metadata, read_tensors, save_safetensors, save_tensors,
+};

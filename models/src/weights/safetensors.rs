@@ -23,6 +23,15 @@ pub fn save_safetensors(
     params: &ParamStore,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), ModelError> {
+    save_tensors(path, &params.state_dict(), metadata)
+}
+
+/// Writes any named tensors as [`save_safetensors`] does.
+pub fn save_tensors(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), ModelError> {
     let io = |source| ModelError::Io {
         path: path.to_path_buf(),
         source,
@@ -34,14 +43,14 @@ pub fn save_safetensors(
             reason: format!("cannot be written: {other}"),
         },
     };
+    let stored = |(name, tensor): &(String, Tensor)| {
+        Ok::<_, ModelError>((name.clone(), Stored::of(tensor)?))
+    };
+    let tensors = tensors.iter().map(stored).collect::<Result<Vec<_>, _>>()?;
     let folder = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let tensors = params
-        .entries()
-        .map(|(name, t, _)| Ok((name, Stored::of(t)?)))
-        .collect::<Result<Vec<_>, ModelError>>()?;
     let temporary = tempfile::Builder::new()
         .prefix(".writing-")
         .tempfile_in(folder)
@@ -49,11 +58,31 @@ pub fn save_safetensors(
     let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
     let metadata = (!metadata.is_empty()).then_some(metadata);
     safetensors::serialize_to_file(tensors, metadata, temporary.path()).map_err(refused)?;
-    temporary.as_file().sync_all().map_err(io)?;
     make_readable(temporary.as_file()).map_err(io)?;
+    temporary.as_file().sync_all().map_err(io)?;
     temporary.persist(path).map_err(|e| io(e.error))?;
     // the rename itself must survive a power cut too
     File::open(folder).and_then(|f| f.sync_all()).map_err(io)
+}
+
+/// All tensors of a file by name, as stored.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    let mut file = Opened::new(path)?;
+    let mut tensors = BTreeMap::new();
+    for name in file.header.offset_keys() {
+        let stored = file.header.info(&name).map(|info| info.dtype);
+        let Some(kind) = stored.and_then(kind_of) else {
+            let reason = format!("`{name}` has the element type {stored:?}, which libtorch lacks");
+            return Err(ModelError::BadFile {
+                path: path.to_path_buf(),
+                reason,
+            });
+        };
+        if let Some(tensor) = file.read(&name, kind)? {
+            tensors.insert(name, tensor);
+        }
+    }
+    Ok(tensors)
 }
 
 /// Temporary files are private to their owner; a finished one is like any other file.

@@ -1,0 +1,94 @@
+//! Listings of state dicts: names, order, shapes, element types, shared storage and the number of parameters.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tch::Device;
+use vision_mamba_models::{build, describe, preset, Description, NetworkSpec};
+
+use crate::case::Fallible;
+use crate::compare::Report;
+use crate::config::Config;
+use crate::modules;
+
+#[derive(Deserialize)]
+struct Listing {
+    model: String,
+    config: Map<String, Value>,
+    num_parameters: i64,
+    tensors: Vec<Value>,
+}
+
+/// The presets that are these networks exactly.
+const PRESETS: &[(&str, &str)] = &[
+    ("umamba_bot_2d", "umamba_bot_2d"),
+    ("umamba_bot_3d", "umamba_bot_3d"),
+    ("mambaunet_in3_d2222", "mamba_unet"),
+];
+
+/// Builds the network from the listing's configuration, and the preset of the same network, and compares both.
+pub fn run(json: &Path) -> Fallible<Report> {
+    let text = std::fs::read_to_string(json)?;
+    let listing: Listing = serde_json::from_str(&text).map_err(|e| {
+        format!("neither a case with a safetensors file nor a listing of a state dict: {e}")
+    })?;
+    let mut report = Report::default();
+    compare(&listing, &spec(&listing)?, "config", &mut report)?;
+    if let Some((_, name)) = PRESETS.iter().find(|(model, _)| *model == listing.model) {
+        compare(&listing, &preset(name)?, "preset", &mut report)?;
+    }
+    Ok(report)
+}
+
+fn spec(listing: &Listing) -> Fallible<NetworkSpec> {
+    let config = Config::new(&listing.config);
+    let spec = match listing.model.as_str() {
+        "umamba_bot_2d" => NetworkSpec::Umamba(modules::umamba(&config, false)?),
+        "umamba_bot_3d" => NetworkSpec::Umamba(modules::umamba(&config, true)?),
+        name if name.starts_with("mambaunet_") => {
+            NetworkSpec::MambaUnet(modules::mamba_unet(&config)?)
+        }
+        other => return Err(format!("unknown model `{other}`").into()),
+    };
+    config.finish()?;
+    Ok(spec)
+}
+
+fn compare(listing: &Listing, spec: &NetworkSpec, from: &str, report: &mut Report) -> Fallible<()> {
+    let Description {
+        parameters,
+        state_dict,
+        ..
+    } = describe(&build(spec, Device::Cpu)?, &[]);
+    if parameters != listing.num_parameters {
+        report.fault(format!(
+            "{from}: {parameters} parameters, expected {}",
+            listing.num_parameters
+        ));
+    }
+    if state_dict.len() != listing.tensors.len() {
+        report.fault(format!(
+            "{from}: {} entries, expected {}",
+            state_dict.len(),
+            listing.tensors.len()
+        ));
+    }
+    for (place, (ours, theirs)) in state_dict.iter().zip(&listing.tensors).enumerate() {
+        let mut line = vec![
+            Value::from(ours.name.as_str()),
+            Value::from(ours.shape.clone()),
+            Value::from(ours.dtype),
+        ];
+        line.extend(ours.alias_of.as_deref().map(Value::from));
+        if Value::from(line.clone()) == *theirs {
+            report.agrees(&ours.name);
+        } else {
+            report.fault(format!(
+                "{from}: entry {place} is {}, expected {theirs}",
+                Value::from(line)
+            ));
+        }
+    }
+    Ok(())
+}
