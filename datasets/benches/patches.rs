@@ -24,8 +24,17 @@ fn case(size: &[usize]) -> PreparedCase {
         (0..n).map(|i| (i * 7919 % 1009) as f32).collect(),
     )
     .unwrap();
-    let label =
-        ArrayD::from_shape_vec(IxDyn(size), (0..n).map(|i| (i / 40 % 3) as i16).collect()).unwrap();
+    // Blocks of 20 voxels a side: organs rather than noise.
+    let blobs = |index: usize| {
+        let mut rest = index;
+        let blocks = size.iter().rev().map(|s| {
+            let position = rest % s;
+            rest /= s;
+            position / 20
+        });
+        (blocks.sum::<usize>() % 3) as i16
+    };
+    let label = ArrayD::from_shape_vec(IxDyn(size), (0..n).map(blobs).collect()).unwrap();
     let geometry = Geometry::unit(size.len());
     let intensity = Intensity {
         mean: 0.0,
@@ -87,14 +96,31 @@ fn main() {
         "patch", "augmentation", "patches/s", "ms each"
     );
     for (size, patch, batches) in [
-        (vec![160, 180], vec![128, 128], 100u64),
-        (vec![80, 90, 100], vec![64, 64, 64], 4),
+        (vec![160, 180], vec![128, 128], 40u64),
+        (vec![80, 90, 100], vec![64, 64, 64], 3),
     ] {
         let cases = Arc::new(vec![case(&size)]);
+        let only = |change: fn(&mut Augmentation)| {
+            let mut augment = Augmentation::none();
+            change(&mut augment);
+            augment
+        };
         let sets = [
             ("none", Augmentation::none(), 0),
             ("default", Augmentation::default(), 0),
-            ("everything, always", always(Augmentation::default()), 0),
+            ("all, always", always(Augmentation::default()), 0),
+            ("rotation", only(|a| a.rotation.probability = 1.0), 0),
+            ("noise", only(|a| a.noise.probability = 1.0), 0),
+            ("blur", only(|a| a.blur.probability = 1.0), 0),
+            ("brightness", only(|a| a.brightness.probability = 1.0), 0),
+            ("contrast", only(|a| a.contrast.probability = 1.0), 0),
+            (
+                "low resolution",
+                only(|a| a.low_resolution.probability = 1.0),
+                0,
+            ),
+            ("gamma", only(|a| a.gamma.probability = 1.0), 0),
+            ("mirroring", only(|a| a.mirroring = Default::default()), 0),
             ("default, 2 workers", Augmentation::default(), 2),
         ];
         for (name, augment, workers) in sets {

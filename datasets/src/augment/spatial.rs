@@ -175,91 +175,102 @@ pub(crate) fn resample<const D: usize>(
         });
         for column in 0..width {
             let out = row * width + column;
-            let mut low = [0isize; D];
+            let mut low = [0i32; D];
             let mut fraction = [0f32; D];
             let (mut inside, mut touching) = (true, true);
             let mut at = 0isize;
             for axis in 0..D {
                 let position = origin[axis] + step[axis] * column as f32;
-                let floor = position.floor();
-                low[axis] = floor as isize;
-                fraction[axis] = position - floor;
-                let size = source.size[axis] as isize;
+                // `floor` without a call into the C library, which the portable instruction set would need.
+                let truncated = position as i32;
+                low[axis] = truncated - i32::from(truncated as f32 > position);
+                fraction[axis] = position - low[axis] as f32;
+                let size = source.size[axis] as i32;
                 inside &= low[axis] >= 0 && low[axis] + 1 < size;
                 touching &= low[axis] >= -1 && low[axis] < size;
-                at += low[axis] * strides[axis] as isize;
+                at += low[axis] as isize * strides[axis] as isize;
             }
-            if !touching {
-                (0..source.channels.len()).for_each(|c| target.image[c * voxels + out] = OUTSIDE.0);
-                target.label[out] = OUTSIDE.1;
-                continue;
-            }
-            // Bit `axis` of a corner's number says whether it is the upper one along the axis.
-            let has = |corner: usize| {
-                inside
-                    || (0..D).all(|axis| {
-                        (0..source.size[axis] as isize)
-                            .contains(&(low[axis] + (corner >> axis & 1) as isize))
-                    })
-            };
-            let present: [bool; 8] = std::array::from_fn(|corner| corner < corners && has(corner));
-            let place = |corner: usize| (at + offsets[corner] as isize) as usize;
-            for (c, channel) in source.channels.iter().enumerate() {
-                let mut values = [0f32; 8];
-                for corner in 0..corners {
-                    values[corner] = if present[corner] {
-                        channel[place(corner)]
-                    } else {
-                        OUTSIDE.0
-                    };
+            if inside {
+                let place = |corner: usize| at as usize + offsets[corner];
+                for (c, channel) in source.channels.iter().enumerate() {
+                    target.image[c * voxels + out] =
+                        blend(|corner| channel[place(corner)], &fraction);
                 }
-                // Halve the corners axis by axis, the highest bit first.
-                for axis in (0..D).rev() {
-                    for corner in 0..1 << axis {
-                        values[corner] +=
-                            fraction[axis] * (values[corner | 1 << axis] - values[corner]);
-                    }
-                }
-                target.image[c * voxels + out] = values[0];
-            }
-            let mut labels = [0i64; 8];
-            for corner in 0..corners {
-                labels[corner] = if present[corner] {
-                    source.label[place(corner)].into()
-                } else {
-                    OUTSIDE.1
+                target.label[out] =
+                    heaviest(|corner| source.label[place(corner)].into(), &fraction);
+            } else if touching {
+                // Bit `axis` of a corner's number says whether it is the upper one along the axis.
+                let place = |corner: usize| {
+                    let there = (0..D).all(|axis| {
+                        (0..source.size[axis] as i32)
+                            .contains(&(low[axis] + (corner >> axis & 1) as i32))
+                    });
+                    there.then(|| (at + offsets[corner] as isize) as usize)
                 };
+                for (c, channel) in source.channels.iter().enumerate() {
+                    let value = |corner| place(corner).map_or(OUTSIDE.0, |i| channel[i]);
+                    target.image[c * voxels + out] = blend(value, &fraction);
+                }
+                let label = |corner| place(corner).map_or(OUTSIDE.1, |i| source.label[i].into());
+                target.label[out] = heaviest(label, &fraction);
+            } else {
+                for c in 0..source.channels.len() {
+                    target.image[c * voxels + out] = OUTSIDE.0;
+                }
+                target.label[out] = OUTSIDE.1;
             }
-            target.label[out] = heaviest(&labels[..corners], &fraction);
         }
     });
 }
 
+/// Linear interpolation between the 2^D corners: they are halved axis by axis, the highest bit first.
+#[inline(always)]
+fn blend<const D: usize>(value: impl Fn(usize) -> f32, fraction: &[f32; D]) -> f32 {
+    let mut values = [0f32; 8];
+    for (corner, slot) in values.iter_mut().enumerate().take(1 << D) {
+        *slot = value(corner);
+    }
+    for axis in (0..D).rev() {
+        for corner in 0..1 << axis {
+            values[corner] += fraction[axis] * (values[corner | 1 << axis] - values[corner]);
+        }
+    }
+    values[0]
+}
+
 /// The label with the greatest sum of weights; of equals the one met first.
-fn heaviest<const D: usize>(labels: &[i64], fraction: &[f32; D]) -> i64 {
-    if labels.iter().all(|l| *l == labels[0]) {
+#[inline(always)]
+fn heaviest<const D: usize>(label: impl Fn(usize) -> i64, fraction: &[f32; D]) -> i64 {
+    let mut labels = [0i64; 8];
+    let mut same = true;
+    for (corner, slot) in labels.iter_mut().enumerate().take(1 << D) {
+        *slot = label(corner);
+    }
+    for corner in 1..1 << D {
+        same &= labels[corner] == labels[0];
+    }
+    if same {
         return labels[0];
     }
-    let weight = |corner: usize| -> f32 {
-        (0..D)
-            .map(|a| {
-                if corner >> a & 1 == 1 {
-                    fraction[a]
-                } else {
-                    1.0 - fraction[a]
-                }
-            })
-            .product()
-    };
+    vote(&labels[..1 << D], fraction)
+}
+
+fn vote<const D: usize>(labels: &[i64], fraction: &[f32; D]) -> i64 {
+    let mut weights = [1f32; 8];
+    for axis in 0..D {
+        for (corner, weight) in weights.iter_mut().enumerate().take(1 << D) {
+            *weight *= if corner >> axis & 1 == 1 {
+                fraction[axis]
+            } else {
+                1.0 - fraction[axis]
+            };
+        }
+    }
+    // A label met again is summed over fewer corners than at first, so it cannot win anew.
     let mut best = (labels[0], f32::MIN);
     for (i, &label) in labels.iter().enumerate() {
-        if labels[..i].contains(&label) {
-            continue;
-        }
-        let sum: f32 = (i..labels.len())
-            .filter(|&j| labels[j] == label)
-            .map(weight)
-            .sum();
+        let same = |&j: &usize| labels[j] == label;
+        let sum: f32 = (i..labels.len()).filter(same).map(|j| weights[j]).sum();
         if sum > best.1 {
             best = (label, sum);
         }
