@@ -1,0 +1,127 @@
+// What the forward and the backward scan share: the cut into tasks, the tiles of step sizes and inputs, and those of B and C.
+#pragma once
+#include "tile.h"
+
+namespace vision_mamba {
+namespace VM_ISA {
+
+// Steps worked on before turning to the next block of channels, and between two stored states. At 32 the backward pass's tiles (about
+// forty-five kilobytes with 16 lanes) stay in the first-level cache.
+static constexpr int64_t kChunk = 32;
+
+// States kept in registers at once. The forward pass wants many, so that reading step sizes and writing sums is spread over them;
+// the backward pass holds their gradients too, and sums `lanes` vectors at a time over channels, of as many states as `kBackStates`.
+template <class T>
+static constexpr int kBackStates = kLanes<T> < 4 ? kLanes<T> : 4;
+
+VM_INLINE int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Row length of the [step][state] tiles of B and C.
+template <class T>
+VM_INLINE int64_t state_row(int64_t states) {
+  return states == 1 ? 1 : round_up(states, kLanes<T> < 4 ? 4 : kLanes<T>);
+}
+
+template <class T>
+static Partition make_partition(int64_t batch, int64_t channels, int64_t length, int64_t states, int64_t groups) {
+  constexpr int V = kLanes<T>;
+  Partition cut;
+  cut.groups = groups;
+  cut.group_channels = channels / groups;
+  const int64_t blocks = round_up(cut.group_channels, V) / V;
+  // Blocks worked on together share the tiles of B and C and the storage for their gradients; but sixteen tasks come first,
+  // or there would be nothing to give to threads.
+  cut.blocks_per_task = 1;
+  for (int64_t k = 2; k <= 8; k *= 2) {
+    if (batch * groups * (round_up(blocks, k) / k) >= 16) cut.blocks_per_task = k;
+  }
+  cut.tasks_per_group = round_up(blocks, cut.blocks_per_task) / cut.blocks_per_task;
+  cut.chunks = round_up(length, kChunk) / kChunk;
+  cut.padded_states = states == 1 ? 1 : round_up(states, 4);
+  cut.partial_size = cut.chunks * kChunk * cut.padded_states;
+  return cut;
+}
+
+// One task: blocks of `lanes` channels of one batch entry and one group.
+struct Task {
+  int64_t batch, group, first_channel, blocks, last_channel;
+};
+template <class T>
+static Task make_task(const Scan& scan, int64_t index) {
+  const Partition& cut = scan.cut;
+  Task task;
+  const int64_t part = index % cut.tasks_per_group;
+  task.group = index / cut.tasks_per_group % cut.groups;
+  task.batch = index / cut.tasks_per_group / cut.groups;
+  const int64_t start = part * cut.blocks_per_task * kLanes<T>;
+  task.first_channel = task.group * cut.group_channels + start;
+  const int64_t left = cut.group_channels - start;
+  const int64_t most = cut.blocks_per_task * kLanes<T>;
+  const int64_t channels = left < most ? left : most;
+  task.last_channel = task.first_channel + channels;
+  task.blocks = round_up(channels, kLanes<T>) / kLanes<T>;
+  return task;
+}
+
+// B or C for `steps` steps as [step][state], states padded with zeros.
+template <class T>
+static void load_weights(T* tile, const Scan& scan, const Weights& w, int64_t batch, int64_t group, int64_t t0, int64_t steps) {
+  if (w.constant != nullptr) return;
+  const int64_t row = state_row<T>(scan.states);
+  const int64_t offset = group / (scan.cut.groups / w.groups) * w.group_stride;
+  if (row == 1) {
+    // One state: the row itself, without turning squares.
+    Sequence flat = w.sequence;
+    flat.row_stride = flat.time_stride;
+    constexpr int V = kLanes<T>;
+    T lanes[V];
+    for (int64_t t = 0; t < steps; t += V) {
+      const int some = steps - t < V ? int(steps - t) : V;
+      flat.data = w.sequence.data;
+      load_tile<T>(lanes, V, flat, batch, t0 + t, some, 0, 1, offset);
+      for (int i = 0; i < some; i++) tile[t + i] = lanes[i];
+    }
+    return;
+  }
+  for (int64_t n = 0; n < row; n += kLanes<T>) {
+    const int64_t left = scan.states - n;
+    const int some = left < 0 ? 0 : left < kLanes<T> ? int(left) : kLanes<T>;
+    load_tile<T>(tile + n, row, w.sequence, batch, n, some, t0, steps, offset);
+  }
+}
+
+// A (times log2 e, since decays are powers of two), or constant B or C, as [state][lane] for the block of channels at `channel`.
+template <class T>
+static void load_constant(T* out, const Scan& scan, const void* from, int64_t channel, int rows, T factor) {
+  if (from == nullptr) return;
+  const T* p = (const T*)from + channel * scan.states;
+  for (int64_t n = 0; n < scan.cut.padded_states; n++) {
+    vec<T> v = n < scan.states ? gather<T>(p + n, scan.states, rows) : vec<T>{};
+    store<T>(out + n * kLanes<T>, v * factor);
+  }
+}
+
+template <class T>
+VM_INLINE vec<T> channel_values(const void* from, int64_t channel, int rows) {
+  return from == nullptr ? vec<T>{} : load_some<T>((const T*)from + channel, rows);
+}
+
+// The step sizes of a block: delta + bias, through softplus if asked for; `slope`, if given, is the derivative of that.
+template <class T>
+static void load_steps(T* dt, T* slope, const Scan& scan, int64_t batch, int64_t channel, int rows, int64_t t0, int64_t steps) {
+  constexpr int V = kLanes<T>;
+  load_tile<T>(dt, V, scan.delta, batch, channel, rows, t0, steps);
+  const vec<T> bias = channel_values<T>(scan.delta_bias, channel, rows);
+  if (scan.softplus) {
+    for (int64_t t = 0; t < steps; t++) {
+      const vec<T> x = load(dt + t * V) + bias;
+      store<T>(dt + t * V, softplus<T>(x));
+      if (slope != nullptr) store<T>(slope + t * V, softplus_slope<T>(x));
+    }
+  } else if (scan.delta_bias != nullptr) {
+    for (int64_t t = 0; t < steps; t++) store<T>(dt + t * V, load(dt + t * V) + bias);
+  }
+}
+
+}  // namespace VM_ISA
+}  // namespace vision_mamba
