@@ -41,6 +41,10 @@ static PRESETS: &[PresetEntry] = &[
         "umamba_bot_tiny_2d",
         "U-Mamba Bot, 2-D, 4 to 8 features, for tests"
     ),
+    preset_entry!(
+        "umamba_bot_tiny_3d",
+        "U-Mamba Bot, 3-D, 4 to 8 features, for tests"
+    ),
     preset_entry!("mamba_unet", "Mamba-UNet, the published size"),
     preset_entry!(
         "mamba_unet_small",

@@ -1,0 +1,218 @@
+//! Every parameter's first values against the reference's rule for it: range, spread and mean.
+//!
+//! The rules are stated here a second time, from the originals, by name and shape; a parameter without a rule fails.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::{Mutex, MutexGuard};
+
+use tch::{Device, Kind, Tensor};
+use vision_mamba_models::{build, preset, Built, EntryKind};
+
+/// All draw from libtorch's one generator, so they take turns: what a seed gives is then the same in every run.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// What a parameter must look like.
+#[derive(Debug, Clone, Copy)]
+enum Rule {
+    /// This value everywhere.
+    Constant(f64),
+    /// Uniform within plus and minus this.
+    Uniform(f64),
+    /// Normal with this deviation.
+    Normal(f64),
+    /// log(1), log(2), ... along the last axis.
+    LogArange,
+    /// softplus of it lies log-uniformly in [0.001, 0.1].
+    Step,
+}
+
+/// Product of all sizes but the first.
+fn fan_in(shape: &[i64]) -> f64 {
+    shape[1..].iter().product::<i64>() as f64
+}
+
+/// PyTorch's default for linear layers and convolutions, weight and bias: `1 / sqrt(fan_in)`.
+fn torch_default(fan_in: f64) -> Rule {
+    Rule::Uniform(1.0 / fan_in.sqrt())
+}
+
+/// U-Mamba: convolutions with two or three axes follow He's rule for a slope of 0.01 and have zero biases; all else,
+/// the Mamba block's one-dimensional convolution included, keeps its own.
+fn umamba_rule(name: &str, shape: &[i64]) -> Option<Rule> {
+    if let Some(name) = name.strip_prefix("mamba_layer.mamba.") {
+        let d_conv = 4.0;
+        return Some(match name {
+            "A_log" => Rule::LogArange,
+            "D" => Rule::Constant(1.0),
+            "in_proj.weight" | "x_proj.weight" | "out_proj.weight" | "conv1d.weight" => {
+                torch_default(fan_in(shape))
+            }
+            "conv1d.bias" => torch_default(d_conv),
+            "dt_proj.weight" => Rule::Uniform((shape[1] as f64).powf(-0.5)),
+            "dt_proj.bias" => Rule::Step,
+            _ => return None,
+        });
+    }
+    let module = name.rsplit('.').nth(1)?;
+    match (
+        module.starts_with("norm"),
+        name.ends_with("weight"),
+        shape.len(),
+    ) {
+        (true, true, 1) => Some(Rule::Constant(1.0)),
+        (_, false, 1) => Some(Rule::Constant(0.0)),
+        (false, true, 4 | 5) => Some(Rule::Normal((2.0 / (1.0 + 1e-4) / fan_in(shape)).sqrt())),
+        _ => None,
+    }
+}
+
+/// Mamba-UNet: linear layers are drawn anew with deviation 0.02 and zero biases; convolutions keep PyTorch's rule, and
+/// so do the stacked projections of SS2D, which are no linear layers any more.
+fn mamba_unet_rule(name: &str, shape: &[i64]) -> Option<Rule> {
+    let last = name.rsplit('.').next()?;
+    let module = name.rsplit('.').nth(1)?;
+    Some(match (module, last) {
+        (_, "A_logs") => Rule::LogArange,
+        (_, "Ds") => Rule::Constant(1.0),
+        (_, "x_proj_weight") => torch_default(shape[2] as f64),
+        (_, "dt_projs_weight") => Rule::Uniform((shape[2] as f64).powf(-0.5)),
+        (_, "dt_projs_bias") => Rule::Step,
+        ("conv2d" | "proj" | "output", "weight") => torch_default(fan_in(shape)),
+        ("conv2d", "bias") => torch_default(9.0),
+        ("proj", "bias") => torch_default(3.0 * 16.0),
+        ("norm" | "ln_1" | "out_norm" | "norm_up", "weight") => Rule::Constant(1.0),
+        (_, "bias") => Rule::Constant(0.0),
+        (_, "weight") if shape.len() == 2 => Rule::Normal(0.02),
+        _ => return None,
+    })
+}
+
+fn number(t: Tensor) -> f64 {
+    t.double_value(&[])
+}
+
+/// Five standard errors, which the few hundred checks would pass by chance alone at all but one seed in ten thousand.
+const ERRORS: f64 = 5.0;
+
+fn check(name: &str, tensor: &Tensor, rule: Rule) {
+    let x = tensor.detach().to_kind(Kind::Double).flatten(0, -1);
+    let n = x.numel() as f64;
+    let (low, high) = (number(x.min()), number(x.max()));
+    let spread = |x: &Tensor, std: f64, kurtosis: f64| {
+        let (mean, found) = (
+            number(x.mean(Kind::Double)),
+            number(x.square().mean(Kind::Double)).sqrt(),
+        );
+        assert!(mean.abs() < ERRORS * std / n.sqrt(), "{name}: mean {mean}");
+        let slack = ERRORS * std * ((kurtosis - 1.0) / (4.0 * n)).sqrt();
+        assert!(
+            (found - std).abs() < slack,
+            "{name}: deviation {found}, expected {std} up to {slack}"
+        );
+    };
+    match rule {
+        Rule::Constant(value) => assert!(
+            low == value && high == value,
+            "{name}: {low} to {high}, expected {value}"
+        ),
+        Rule::Uniform(bound) => {
+            assert!(
+                low >= -bound && high <= bound,
+                "{name}: {low} to {high}, expected within {bound}"
+            );
+            spread(&x, bound / 3f64.sqrt(), 1.8);
+        }
+        Rule::Normal(std) => spread(&x, std, 3.0),
+        Rule::LogArange => {
+            let last = tensor.size()[1];
+            let row = Tensor::arange_start(1, last + 1, (Kind::Double, Device::Cpu)).log();
+            let error = number((tensor.to_kind(Kind::Double) - row).abs().max());
+            assert!(error < 1e-6, "{name}: off by {error}");
+        }
+        Rule::Step => {
+            let dt = x.softplus().log();
+            let (floor, ceiling) = (0.001f64.ln(), 0.1f64.ln());
+            assert!(
+                number(dt.min()) > floor - 1e-4 && number(dt.max()) < ceiling + 1e-4,
+                "{name}: steps out of range"
+            );
+            spread(
+                &(dt - (floor + ceiling) / 2.0),
+                (ceiling - floor) / 12f64.sqrt(),
+                1.8,
+            );
+        }
+    }
+}
+
+fn check_all(built: &Built, rule: fn(&str, &[i64]) -> Option<Rule>) {
+    for (name, tensor, _) in built
+        .params
+        .entries()
+        .filter(|(_, _, kind)| **kind == EntryKind::Parameter)
+    {
+        let rule = rule(name, &tensor.size()).unwrap_or_else(|| panic!("no rule for {name}"));
+        check(name, tensor, rule);
+    }
+}
+
+#[test]
+fn umamba_starts_as_the_reference() {
+    let _turn = turn();
+    for (name, overrides) in [
+        (
+            "umamba_bot_small_2d",
+            &[("n_conv_per_stage", "2"), ("n_conv_per_stage_decoder", "2")][..],
+        ),
+        (
+            "umamba_bot_small_3d",
+            &[("training_patch", "[16,16,16]")][..],
+        ),
+    ] {
+        tch::manual_seed(11);
+        let spec = preset(name).unwrap().with_overrides(overrides).unwrap();
+        check_all(&build(&spec, Device::Cpu).unwrap(), umamba_rule);
+    }
+}
+
+#[test]
+fn mamba_unet_starts_as_the_reference() {
+    let _turn = turn();
+    tch::manual_seed(12);
+    check_all(
+        &build(&preset("mamba_unet_small").unwrap(), Device::Cpu).unwrap(),
+        mamba_unet_rule,
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_network() {
+    let _turn = turn();
+    let spec = preset("umamba_bot_tiny_2d").unwrap();
+    let make = |seed| {
+        tch::manual_seed(seed);
+        build(&spec, Device::Cpu).unwrap().params.state_dict()
+    };
+    let equal = |a: i64, b: i64| {
+        make(a)
+            .iter()
+            .zip(make(b))
+            .all(|((_, x), (_, y))| x.equal(&y))
+    };
+    assert!(equal(5, 5));
+    assert!(!equal(5, 6));
+}
+
+#[test]
+fn state_matrices_are_exempt_from_weight_decay() {
+    let _turn = turn();
+    let built = build(&preset("mamba_unet_tiny").unwrap(), Device::Cpu).unwrap();
+    for (name, _) in built.params.trainable() {
+        let exempt = name.ends_with("A_logs") || name.ends_with(".Ds");
+        assert_eq!(built.params.takes_weight_decay(&name), !exempt, "{name}");
+    }
+}
