@@ -139,7 +139,9 @@ pub fn atomically(
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let mut file = builder.tempfile_in(folder)?;
+        let mut file = builder
+            .tempfile_in(folder)
+            .map_err(without_temporary_name)?;
         {
             let mut buffered = std::io::BufWriter::new(file.as_file_mut());
             write(&mut buffered)?;
@@ -150,6 +152,13 @@ pub fn atomically(
         Ok(())
     };
     attempt().map_err(|e| DataError::writing(path, e))
+}
+
+/// `tempfile` adds the name of its file to an error, which says nothing to the reader.
+fn without_temporary_name(error: std::io::Error) -> std::io::Error {
+    let text = error.to_string();
+    let (message, _) = text.split_once(" at path ").unwrap_or((&text, ""));
+    std::io::Error::new(error.kind(), message)
 }
 
 /// Deflate cannot expand by more than about 1032: a header that declares more than this many bytes for each byte in the file lies.
