@@ -79,7 +79,8 @@ impl CudaStatus {
 pub fn cuda_status() -> &'static CudaStatus {
     static STATUS: OnceLock<CudaStatus> = OnceLock::new();
     STATUS.get_or_init(|| {
-        let driver = Path::new("/proc/driver/nvidia/version").exists() || open_global("libcuda.so.1").is_ok();
+        let driver = Path::new("/proc/driver/nvidia/version").exists()
+            || open_global("libcuda.so.1").is_ok();
         if !driver {
             return CudaStatus::NoDriver;
         }
@@ -118,7 +119,9 @@ impl DeviceChoice {
                 _ => Device::Cpu,
             }),
             Self::Cuda(index) => match cuda_status() {
-                CudaStatus::Ready { devices } if (index as i64) < *devices => Ok(Device::Cuda(index)),
+                CudaStatus::Ready { devices } if (index as i64) < *devices => {
+                    Ok(Device::Cuda(index))
+                }
                 CudaStatus::Ready { devices } => {
                     bail!("there is no cuda:{index}: this machine has {devices} GPU(s), numbered from 0")
                 }
@@ -153,7 +156,9 @@ impl StopFlag {
             if seen.0.swap(true, Ordering::SeqCst) {
                 std::process::exit(i32::from(crate::cli::exit::INTERRUPTED));
             }
-            printer.message(&format!("\nstopping after this {what}; once more to stop at once"));
+            printer.message(&format!(
+                "\nstopping after this {what}; once more to stop at once"
+            ));
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(flag)
@@ -184,7 +189,9 @@ mod tests {
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
-        assert!("gpu".parse::<DeviceChoice>().is_err_and(|e| e.contains("cuda:N")));
+        assert!("gpu"
+            .parse::<DeviceChoice>()
+            .is_err_and(|e| e.contains("cuda:N")));
         assert!("cuda:x".parse::<DeviceChoice>().is_err());
     }
 }

@@ -8,11 +8,24 @@ use util::{run, Outcome};
 fn help_names_every_command_and_exits_zero() {
     let help: Outcome = run(&["--help"]).expect_success();
     for command in ["info", "models", "plan", "train", "predict", "evaluate"] {
-        assert!(help.stdout.contains(&format!("\n  {command} ")), "{command} is not in:\n{}", help.stdout);
+        assert!(
+            help.stdout.contains(&format!("\n  {command} ")),
+            "{command} is not in:\n{}",
+            help.stdout
+        );
     }
-    for path in [&["train", "--help"][..], &["predict", "--help"], &["evaluate", "segmentation", "--help"], &["models", "show", "--help"]] {
+    for path in [
+        &["train", "--help"][..],
+        &["predict", "--help"],
+        &["evaluate", "segmentation", "--help"],
+        &["models", "show", "--help"],
+    ] {
         let help = run(path).expect_success();
-        assert!(help.stdout.contains("Usage: vision-mamba"), "{}", help.stdout);
+        assert!(
+            help.stdout.contains("Usage: vision-mamba"),
+            "{}",
+            help.stdout
+        );
         assert!(help.stderr.is_empty());
     }
 }
@@ -23,7 +36,11 @@ fn misuse_exits_two_and_says_what_to_do() {
     assert_eq!(none.code, Some(2));
     let unknown = run(&["trian"]);
     assert_eq!(unknown.code, Some(2));
-    assert!(unknown.stderr.contains("train"), "a near name should be offered: {}", unknown.stderr);
+    assert!(
+        unknown.stderr.contains("train"),
+        "a near name should be offered: {}",
+        unknown.stderr
+    );
     run(&["models", "show", "umamba_bot_2"]).expect_failure(2, &["umamba_bot_2", "umamba_bot_2d"]);
     run(&["models", "show", "umamba_bot_2d", "--set", "d_stat=3"]).expect_failure(2, &["d_stat"]);
     run(&["models", "show", "umamba_bot_2d", "--set", "d_state"]).expect_failure(2, &["KEY=VALUE"]);
@@ -42,7 +59,11 @@ fn info_is_json_on_request_and_knows_the_operator() {
 fn a_missing_operator_library_is_said_once_and_work_goes_on() {
     let dir = tempfile::tempdir().expect("folder");
     let absent = dir.path().join("absent.so");
-    let outcome: Outcome = util::program(&["info"]).env("VISION_MAMBA_OPS", &absent).output().expect("runs").into();
+    let outcome: Outcome = util::program(&["info"])
+        .env("VISION_MAMBA_OPS", &absent)
+        .output()
+        .expect("runs")
+        .into();
     let outcome = outcome.expect_success();
     assert!(outcome.stdout.contains("absent.so"), "{}", outcome.stdout);
 }
@@ -51,10 +72,18 @@ fn a_missing_operator_library_is_said_once_and_work_goes_on() {
 fn models_are_listed_and_shown() {
     let list = run(&["models", "list"]).expect_success();
     for name in ["umamba_bot_2d", "mamba_unet"] {
-        assert!(list.stdout.lines().any(|l| l.split_whitespace().next() == Some(name)), "{}", list.stdout);
+        assert!(
+            list.stdout
+                .lines()
+                .any(|l| l.split_whitespace().next() == Some(name)),
+            "{}",
+            list.stdout
+        );
     }
     let show = run(&["models", "show", "mamba_unet", "--state-dict", "--json"]).expect_success();
     let value: serde_json::Value = serde_json::from_str(&show.stdout).expect("JSON");
     assert_eq!(value["parameters"], 19_121_664);
-    assert!(value["state_dict"].as_array().is_some_and(|t| t.len() == 218));
+    assert!(value["state_dict"]
+        .as_array()
+        .is_some_and(|t| t.len() == 218));
 }

@@ -33,8 +33,16 @@ fn missing_data_set() {
 
 #[test]
 fn unreadable_or_missing_files() {
-    refused(|d| fs::write(d.join("imagesTr/disc_001_0000.png"), b"no image").unwrap(), 1, &["disc_001_0000.png"]);
-    refused(|d| fs::remove_file(d.join("labelsTr/disc_002.png")).unwrap(), 1, &["disc_002"]);
+    refused(
+        |d| fs::write(d.join("imagesTr/disc_001_0000.png"), b"no image").unwrap(),
+        1,
+        &["disc_001_0000.png"],
+    );
+    refused(
+        |d| fs::remove_file(d.join("labelsTr/disc_002.png")).unwrap(),
+        1,
+        &["disc_002"],
+    );
     refused(
         |d| {
             let path = d.join("imagesTr/disc_000_0000.png");
@@ -44,19 +52,29 @@ fn unreadable_or_missing_files() {
         1,
         &["disc_000_0000.png"],
     );
-    refused(|d| fs::write(d.join("dataset.json"), "{ \"labels\": ").unwrap(), 1, &["dataset.json"]);
+    refused(
+        |d| fs::write(d.join("dataset.json"), "{ \"labels\": ").unwrap(),
+        1,
+        &["dataset.json"],
+    );
 }
 
 #[test]
 fn sizes_labels_and_channels() {
     refused(
-        |d| GrayImage::new(10, 10).save(d.join("labelsTr/disc_001.png")).unwrap(),
+        |d| {
+            GrayImage::new(10, 10)
+                .save(d.join("labelsTr/disc_001.png"))
+                .unwrap()
+        },
         1,
         &["disc_001", "10"],
     );
     refused(
         |d| {
-            let mut label = image::open(d.join("labelsTr/disc_003.png")).unwrap().to_luma8();
+            let mut label = image::open(d.join("labelsTr/disc_003.png"))
+                .unwrap()
+                .to_luma8();
             label.put_pixel(3, 3, Luma([9]));
             label.save(d.join("labelsTr/disc_003.png")).unwrap();
         },
@@ -66,7 +84,11 @@ fn sizes_labels_and_channels() {
     refused(
         |d| {
             let json = fs::read_to_string(d.join("dataset.json")).unwrap();
-            fs::write(d.join("dataset.json"), json.replace("\"0\": \"MR\"", "\"0\": \"MR\", \"1\": \"CT\"")).unwrap();
+            fs::write(
+                d.join("dataset.json"),
+                json.replace("\"0\": \"MR\"", "\"0\": \"MR\", \"1\": \"CT\""),
+            )
+            .unwrap();
         },
         1,
         &["_0001.png"],
@@ -89,8 +111,17 @@ fn nan_pixels() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[352 + 400..352 + 404].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&path, bytes).unwrap();
-    run(&["train", arg(&dataset), "--out", arg(&dir.path().join("run")), "--model", "umamba_bot_tiny_3d", "--fold", "all"])
-        .expect_failure(1, &["box_1_0000.nii", "NaN"]);
+    run(&[
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&dir.path().join("run")),
+        "--model",
+        "umamba_bot_tiny_3d",
+        "--fold",
+        "all",
+    ])
+    .expect_failure(1, &["box_1_0000.nii", "NaN"]);
 }
 
 #[test]
@@ -98,14 +129,48 @@ fn unknown_preset_and_contradicting_options() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = util::png_dataset(dir.path(), 4);
     let out = dir.path().join("run");
-    run(&["train", arg(&dataset), "--out", arg(&out), "--model", "umamba_bot_tny_2d"])
-        .expect_failure(2, &["umamba_bot_tny_2d", "umamba_bot_tiny_2d"]);
-    run(&["train", arg(&dataset), "--out", arg(&out), "--model", "umamba_bot_tiny_2d", "--configuration", "3d_fullres"])
-        .expect_failure(2, &["3d_fullres", "2d"]);
-    run(&["train", arg(&dataset), "--out", arg(&out), "--model", "umamba_bot_tiny_2d", "--patch-size", "33x33"])
-        .expect_failure(2, &["33", "divisible"]);
-    run(&["train", arg(&dataset), "--out", arg(&out), "--model", "umamba_bot_tiny_2d", "--fold", "9"])
-        .expect_failure(2, &["9", "all"]);
+    run(&[
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&out),
+        "--model",
+        "umamba_bot_tny_2d",
+    ])
+    .expect_failure(2, &["umamba_bot_tny_2d", "umamba_bot_tiny_2d"]);
+    run(&[
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&out),
+        "--model",
+        "umamba_bot_tiny_2d",
+        "--configuration",
+        "3d_fullres",
+    ])
+    .expect_failure(2, &["3d_fullres", "2d"]);
+    run(&[
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&out),
+        "--model",
+        "umamba_bot_tiny_2d",
+        "--patch-size",
+        "33x33",
+    ])
+    .expect_failure(2, &["33", "divisible"]);
+    run(&[
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&out),
+        "--model",
+        "umamba_bot_tiny_2d",
+        "--fold",
+        "9",
+    ])
+    .expect_failure(2, &["fold", "all"]);
     assert!(!out.join("config.json").exists());
 }
 
@@ -126,17 +191,51 @@ fn prediction_names_the_bad_case_and_does_the_rest() {
     let pred = dir.path().join("pred");
     fs::create_dir(&pred).unwrap();
     fs::write(pred.join("broken.png"), b"earlier").unwrap();
-    run(&["predict", "--run", arg(&out), "-i", arg(&images), "-o", arg(&pred)])
-        .expect_failure(1, &["1 of 3", "broken"]);
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&images),
+        "-o",
+        arg(&pred),
+    ])
+    .expect_failure(1, &["1 of 3", "broken"]);
     assert!(pred.join("disc_004.png").is_file() && pred.join("disc_005.png").is_file());
     assert_eq!(fs::read(pred.join("broken.png")).unwrap(), b"earlier");
 
-    run(&["predict", "--run", arg(&out), "-i", arg(&dir.path().join("none")), "-o", arg(&pred)])
-        .expect_failure(2, &["none", "no such"]);
-    run(&["predict", "--run", arg(&dataset), "-i", arg(&images), "-o", arg(&pred)]).expect_failure(2, &["holds no run"]);
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&dir.path().join("none")),
+        "-o",
+        arg(&pred),
+    ])
+    .expect_failure(2, &["none", "no such"]);
+    run(&[
+        "predict",
+        "--run",
+        arg(&dataset),
+        "-i",
+        arg(&images),
+        "-o",
+        arg(&pred),
+    ])
+    .expect_failure(2, &["holds no run"]);
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    run(&["predict", "--run", arg(&out), "-i", arg(&empty), "-o", arg(&pred)]).expect_failure(1, &["empty"]);
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&empty),
+        "-o",
+        arg(&pred),
+    ])
+    .expect_failure(1, &["empty"]);
 }
 
 #[test]
@@ -147,7 +246,17 @@ fn damaged_checkpoints_are_refused() {
     let pred = dir.path().join("pred");
     let checkpoint = out.join("checkpoint_final.safetensors");
     let bytes = fs::read(&checkpoint).unwrap();
-    let predict = || run(&["predict", "--run", arg(&out), "-i", arg(&images), "-o", arg(&pred)]);
+    let predict = || {
+        run(&[
+            "predict",
+            "--run",
+            arg(&out),
+            "-i",
+            arg(&images),
+            "-o",
+            arg(&pred),
+        ])
+    };
     for cut in [bytes.len() / 2, 100, 4, 0] {
         fs::write(&checkpoint, &bytes[..cut]).unwrap();
         predict().expect_failure(1, &["checkpoint_final.safetensors"]);
@@ -162,7 +271,8 @@ fn damaged_checkpoints_are_refused() {
     let state = out.join("training_state.safetensors");
     let bytes = fs::read(&state).unwrap();
     fs::write(&state, &bytes[..bytes.len() / 3]).unwrap();
-    run(&["train", arg(&dataset), "--out", arg(&out), "--resume"]).expect_failure(1, &["training_state.safetensors"]);
+    run(&["train", arg(&dataset), "--out", arg(&out), "--resume"])
+        .expect_failure(1, &["training_state.safetensors"]);
 }
 
 #[test]
@@ -171,12 +281,33 @@ fn evaluation_names_what_is_missing_or_misshaped() {
     let dataset = util::png_dataset(dir.path(), 4);
     let pred = dir.path().join("pred");
     fs::create_dir(&pred).unwrap();
-    fs::copy(dataset.join("labelsTr/disc_000.png"), pred.join("disc_000.png")).unwrap();
-    GrayImage::new(5, 5).save(pred.join("disc_001.png")).unwrap();
-    let outcome = run(&["evaluate", "segmentation", "--pred", arg(&pred), "--ref", arg(&dataset.join("labelsTr"))])
-        .expect_failure(1, &["3 of 4"]);
-    assert!(outcome.stderr.contains("disc_001.png") && outcome.stderr.contains("disc_003.png"), "{}", outcome.stderr);
-    assert!(outcome.stdout.contains("1.0000"), "the good case is scored: {}", outcome.stdout);
+    fs::copy(
+        dataset.join("labelsTr/disc_000.png"),
+        pred.join("disc_000.png"),
+    )
+    .unwrap();
+    GrayImage::new(5, 5)
+        .save(pred.join("disc_001.png"))
+        .unwrap();
+    let outcome = run(&[
+        "evaluate",
+        "segmentation",
+        "--pred",
+        arg(&pred),
+        "--ref",
+        arg(&dataset.join("labelsTr")),
+    ])
+    .expect_failure(1, &["3 of 4"]);
+    assert!(
+        outcome.stderr.contains("disc_001.png") && outcome.stderr.contains("disc_003.png"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(
+        outcome.stdout.contains("1.0000"),
+        "the good case is scored: {}",
+        outcome.stdout
+    );
 }
 
 /// A full disk, played by a limit on file size: the run stops with a message and keeps its earlier checkpoint.
@@ -188,10 +319,25 @@ fn full_disk() {
     let script = "trap '' XFSZ; ulimit -f 2; exec \"$@\"";
     let pred = dir.path().join("run2");
     let program = env!("CARGO_BIN_EXE_vision-mamba");
-    let mut args = vec!["-c", script, "sh", program, "train", arg(&dataset), "--out", arg(&pred), "--fold", "all"];
+    let mut args = vec![
+        "-c",
+        script,
+        "sh",
+        program,
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&pred),
+        "--fold",
+        "all",
+    ];
     args.extend(QUICK);
     args.extend(["--threads", "1", "--device", "cpu"]);
-    let outcome: Outcome = std::process::Command::new("bash").args(&args).output().unwrap().into();
+    let outcome: Outcome = std::process::Command::new("bash")
+        .args(&args)
+        .output()
+        .unwrap()
+        .into();
     outcome.expect_failure(1, &["cannot write", "run2"]);
     let left: Vec<String> = fs::read_dir(&pred)
         .unwrap()
@@ -200,8 +346,27 @@ fn full_disk() {
         .collect();
     assert!(left.is_empty(), "temporary files left: {left:?}");
 
-    let resumed = ["-c", script, "sh", program, "train", arg(&dataset), "--out", arg(&out), "--resume", "--device", "cpu"];
-    let outcome: Outcome = std::process::Command::new("bash").args(resumed).output().unwrap().into();
+    let resumed = [
+        "-c",
+        script,
+        "sh",
+        program,
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&out),
+        "--resume",
+        "--device",
+        "cpu",
+    ];
+    let outcome: Outcome = std::process::Command::new("bash")
+        .args(resumed)
+        .output()
+        .unwrap()
+        .into();
     outcome.expect_failure(1, &["cannot write"]);
-    assert_eq!(fs::read(out.join("checkpoint_final.safetensors")).unwrap(), before);
+    assert_eq!(
+        fs::read(out.join("checkpoint_final.safetensors")).unwrap(),
+        before
+    );
 }

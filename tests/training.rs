@@ -24,41 +24,93 @@ fn png_data_set_from_training_to_scores() {
     let trained = train(&dataset, &out, &[]).expect_success();
     assert!(trained.stdout.contains("Dice pooled"), "{}", trained.stdout);
     for file in [
-        "config.json", "plans.json", "dataset.json", "log.jsonl", "progress.png", "training_state.safetensors",
-        "checkpoint_latest.safetensors", "checkpoint_best.safetensors", "checkpoint_final.safetensors", "validation/summary.json",
+        "config.json",
+        "plans.json",
+        "dataset.json",
+        "log.jsonl",
+        "progress.png",
+        "training_state.safetensors",
+        "checkpoint_latest.safetensors",
+        "checkpoint_best.safetensors",
+        "checkpoint_final.safetensors",
+        "validation/summary.json",
     ] {
         assert!(out.join(file).is_file(), "{file} is missing");
     }
-    assert_eq!(fs::read_to_string(out.join("log.jsonl")).unwrap().lines().count(), 2);
+    assert_eq!(
+        fs::read_to_string(out.join("log.jsonl"))
+            .unwrap()
+            .lines()
+            .count(),
+        2
+    );
     let overlays = fs::read_dir(out.join("validation")).unwrap().filter(|e| {
-        e.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().ends_with("_overlay.png"))
+        e.as_ref()
+            .is_ok_and(|e| e.file_name().to_string_lossy().ends_with("_overlay.png"))
     });
     assert_eq!(overlays.count(), 2, "two of ten cases are in fold 0");
 
     let pred = dir.path().join("pred");
-    run(&["predict", "--run", arg(&out), "-i", arg(&dataset.join("imagesTs")), "-o", arg(&pred)]).expect_success();
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&dataset.join("imagesTs")),
+        "-o",
+        arg(&pred),
+    ])
+    .expect_success();
     let label = image::open(pred.join("disc_010.png")).unwrap();
     assert_eq!((label.width(), label.height()), (44, 38));
 
     let json = dir.path().join("scores.json");
     let scored = run(&[
-        "evaluate", "segmentation", "--pred", arg(&pred), "--ref", arg(&dataset.join("labelsTs")), "--json", arg(&json),
+        "evaluate",
+        "segmentation",
+        "--pred",
+        arg(&pred),
+        "--ref",
+        arg(&dataset.join("labelsTs")),
+        "--json",
+        arg(&json),
     ])
     .expect_success();
-    assert!(scored.stdout.contains("disc") && scored.stdout.contains("core"), "{}", scored.stdout);
-    let scores: serde_json::Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert!(
+        scored.stdout.contains("disc") && scored.stdout.contains("core"),
+        "{}",
+        scored.stdout
+    );
+    let scores: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!(scores["metric_per_case"].as_array().map(Vec::len), Some(2));
 
     // An ensemble of a run with itself predicts what the run alone predicts.
     let twice = dir.path().join("twice");
-    run(&["predict", "--run", arg(&out), "--run", arg(&out), "-i", arg(&dataset.join("imagesTs")), "-o", arg(&twice)])
-        .expect_success();
-    assert_eq!(fs::read(pred.join("disc_011.png")).unwrap(), fs::read(twice.join("disc_011.png")).unwrap());
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&dataset.join("imagesTs")),
+        "-o",
+        arg(&twice),
+    ])
+    .expect_success();
+    assert_eq!(
+        fs::read(pred.join("disc_011.png")).unwrap(),
+        fs::read(twice.join("disc_011.png")).unwrap()
+    );
 
     // A run is never overwritten.
     let before = fs::read(out.join("checkpoint_final.safetensors")).unwrap();
     train(&dataset, &out, &[]).expect_failure(2, &["already holds a run", "--resume"]);
-    assert_eq!(fs::read(out.join("checkpoint_final.safetensors")).unwrap(), before);
+    assert_eq!(
+        fs::read(out.join("checkpoint_final.safetensors")).unwrap(),
+        before
+    );
 }
 
 /// Training learns: on an easy task the Dice of whole validation images is high after some dozens of steps.
@@ -67,9 +119,22 @@ fn an_easy_task_is_learned() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = util::png_dataset(dir.path(), 10);
     let out = dir.path().join("run");
-    train(&dataset, &out, &["--steps-per-epoch", "60", "--optimizer", "adamw", "--lr", "0.003"]).expect_success();
+    train(
+        &dataset,
+        &out,
+        &[
+            "--steps-per-epoch",
+            "60",
+            "--optimizer",
+            "adamw",
+            "--lr",
+            "0.003",
+        ],
+    )
+    .expect_success();
     let summary: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(out.join("validation/summary.json")).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(out.join("validation/summary.json")).unwrap())
+            .unwrap();
     let dice = summary["pooled_foreground_dice"].as_f64().unwrap();
     assert!(dice > 0.8, "pooled Dice {dice}");
 }
@@ -83,8 +148,24 @@ fn interrupted_equals_uninterrupted(signal: &str, model: &str, patch: &str) {
     let dir = tempfile::tempdir().unwrap();
     let dataset = util::png_dataset(dir.path(), 10);
     let options = [
-        "--model", model, "--epochs", "4", "--steps-per-epoch", "8", "--batch-size", "2", "--validation-steps", "1",
-        "--save-every", "1", "--patch-size", patch, "--seed", "7", "--workers", "2",
+        "--model",
+        model,
+        "--epochs",
+        "4",
+        "--steps-per-epoch",
+        "8",
+        "--batch-size",
+        "2",
+        "--validation-steps",
+        "1",
+        "--save-every",
+        "1",
+        "--patch-size",
+        patch,
+        "--seed",
+        "7",
+        "--workers",
+        "2",
     ];
     let whole = dir.path().join("whole");
     let mut args = vec!["train", arg(&dataset), "--out", arg(&whole)];
@@ -93,14 +174,24 @@ fn interrupted_equals_uninterrupted(signal: &str, model: &str, patch: &str) {
 
     let cut = dir.path().join("cut");
     args[3] = arg(&cut);
-    let mut child = program(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = program(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // Once the first epoch is in the log there is a state to go on from, and the run is not near its end.
     let patience = Instant::now();
     while !cut.join("log.jsonl").exists() {
-        assert!(patience.elapsed() < Duration::from_secs(120), "the run never finished an epoch");
+        assert!(
+            patience.elapsed() < Duration::from_secs(120),
+            "the run never finished an epoch"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
-    let killed = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    let killed = std::process::Command::new("kill")
+        .args([signal, &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(killed.success());
     let output: Outcome = child.wait_with_output_of().into();
     if signal == "-INT" {
@@ -108,9 +199,15 @@ fn interrupted_equals_uninterrupted(signal: &str, model: &str, patch: &str) {
         assert!(output.stderr.contains("--resume"), "{}", output.stderr);
         assert!(cut.join("checkpoint_latest.safetensors").is_file());
     }
-    assert!(!cut.join("checkpoint_final.safetensors").exists(), "the run was stopped too late to test anything");
+    assert!(
+        !cut.join("checkpoint_final.safetensors").exists(),
+        "the run was stopped too late to test anything"
+    );
     run(&["train", arg(&dataset), "--out", arg(&cut), "--resume"]).expect_success();
-    assert!(final_weights(&whole) == final_weights(&cut), "weights differ after {signal}");
+    assert!(
+        final_weights(&whole) == final_weights(&cut),
+        "weights differ after {signal}"
+    );
     let rows = |run: &Path| -> Vec<(u64, Option<f64>)> {
         fs::read_to_string(run.join("log.jsonl"))
             .unwrap()
@@ -133,7 +230,11 @@ impl WaitWithOutput for std::process::Child {
         if let Some(mut pipe) = self.stderr.take() {
             pipe.read_to_end(&mut stderr).unwrap();
         }
-        std::process::Output { status: self.wait().unwrap(), stdout: Vec::new(), stderr }
+        std::process::Output {
+            status: self.wait().unwrap(),
+            stdout: Vec::new(),
+            stderr,
+        }
     }
 }
 
@@ -153,13 +254,36 @@ fn oblique_volumes_keep_their_geometry() {
     let dataset = util::nifti_dataset(dir.path(), 5);
     let out = dir.path().join("run");
     run(&[
-        "train", arg(&dataset), "--out", arg(&out), "--model", "umamba_bot_tiny_3d", "--epochs", "1",
-        "--steps-per-epoch", "2", "--batch-size", "2", "--validation-steps", "1", "--fold", "all",
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&out),
+        "--model",
+        "umamba_bot_tiny_3d",
+        "--epochs",
+        "1",
+        "--steps-per-epoch",
+        "2",
+        "--batch-size",
+        "2",
+        "--validation-steps",
+        "1",
+        "--fold",
+        "all",
     ])
     .expect_success();
     let target = dir.path().join("seg.nii");
     let input = dataset.join("imagesTs/box_5_0000.nii");
-    run(&["predict", "--run", arg(&out), "-i", arg(&input), "-o", arg(&target)]).expect_success();
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&input),
+        "-o",
+        arg(&target),
+    ])
+    .expect_success();
     let (source, written) = (fs::read(&input).unwrap(), fs::read(&target).unwrap());
     assert_eq!(written[40..56], source[40..56], "dim");
     assert_eq!(written[76..108], source[76..108], "pixdim with qfac");
@@ -169,12 +293,39 @@ fn oblique_volumes_keep_their_geometry() {
     // A 2-D network sees the same volume slice by slice.
     let flat = dir.path().join("flat");
     run(&[
-        "train", arg(&dataset), "--out", arg(&flat), "--model", "umamba_bot_tiny_2d", "--epochs", "1",
-        "--steps-per-epoch", "2", "--batch-size", "2", "--validation-steps", "1", "--fold", "all",
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&flat),
+        "--model",
+        "umamba_bot_tiny_2d",
+        "--epochs",
+        "1",
+        "--steps-per-epoch",
+        "2",
+        "--batch-size",
+        "2",
+        "--validation-steps",
+        "1",
+        "--fold",
+        "all",
     ])
     .expect_success();
-    run(&["predict", "--run", arg(&flat), "-i", arg(&input), "-o", arg(&target)]).expect_success();
-    assert_eq!(fs::read(&target).unwrap()[280..328], source[280..328], "sform");
+    run(&[
+        "predict",
+        "--run",
+        arg(&flat),
+        "-i",
+        arg(&input),
+        "-o",
+        arg(&target),
+    ])
+    .expect_success();
+    assert_eq!(
+        fs::read(&target).unwrap()[280..328],
+        source[280..328],
+        "sform"
+    );
 }
 
 #[test]
@@ -182,6 +333,17 @@ fn a_diverging_run_ends_with_advice_and_counts_its_steps() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = util::png_dataset(dir.path(), 6);
     let out = dir.path().join("run");
-    train(&dataset, &out, &["--steps-per-epoch", "200", "--lr", "1e30", "--grad-clip", "1e30"])
-        .expect_failure(1, &["diverged", "--lr"]);
+    train(
+        &dataset,
+        &out,
+        &[
+            "--steps-per-epoch",
+            "200",
+            "--lr",
+            "1e30",
+            "--grad-clip",
+            "1e30",
+        ],
+    )
+    .expect_failure(1, &["diverged", "--lr"]);
 }

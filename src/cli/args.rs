@@ -8,7 +8,12 @@ use crate::runtime::DeviceChoice;
 
 /// Train, predict and evaluate Vision Mamba segmentation networks.
 #[derive(Debug, Parser)]
-#[command(name = "vision-mamba", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "vision-mamba",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -220,9 +225,14 @@ pub struct TrainArgs {
 pub struct Size(pub Vec<usize>);
 
 fn parse_size(text: &str) -> Result<Size, String> {
-    let parts: Result<Vec<usize>, _> = text.split(['x', ',']).map(|part| part.trim().parse::<usize>()).collect();
+    let parts: Result<Vec<usize>, _> = text
+        .split(['x', ','])
+        .map(|part| part.trim().parse::<usize>())
+        .collect();
     match parts {
-        Ok(parts) if (2..=3).contains(&parts.len()) && parts.iter().all(|&n| n > 0) => Ok(Size(parts)),
+        Ok(parts) if (2..=3).contains(&parts.len()) && parts.iter().all(|&n| n > 0) => {
+            Ok(Size(parts))
+        }
         _ => Err("expected two or three positive sizes, as 96x160 or 48x96x96".to_string()),
     }
 }
@@ -289,7 +299,8 @@ pub struct EvaluateSegmentationArgs {
     /// Images (CASE_0000.EXT) to draw overlays on
     #[arg(long, value_name = "DIR", requires = "overlays")]
     pub images: Option<PathBuf>,
-    /// Write image, reference and prediction side by side as CASE.png in this folder
+    /// Write image, reference and prediction side by side as CASE.png in this folder, and the worst, median and best
+    /// case together as overview.png
     #[arg(long, value_name = "DIR", requires = "images")]
     pub overlays: Option<PathBuf>,
 }

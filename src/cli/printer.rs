@@ -12,8 +12,12 @@ pub struct Printer {
 impl Printer {
     /// `verbose` and `quiet` count how often `-v` and `-q` were given.
     pub fn new(verbose: u8, quiet: u8) -> Self {
-        let verbosity = i8::try_from(verbose).unwrap_or(i8::MAX) - i8::try_from(quiet).unwrap_or(i8::MAX);
-        Self { verbosity, terminal: io::stderr().is_terminal() }
+        let verbosity =
+            i8::try_from(verbose).unwrap_or(i8::MAX) - i8::try_from(quiet).unwrap_or(i8::MAX);
+        Self {
+            verbosity,
+            terminal: io::stderr().is_terminal(),
+        }
     }
 
     /// Whether stderr is a terminal, so that a bar can be drawn.
@@ -79,7 +83,12 @@ mod tests {
     #[test]
     fn causes_are_joined_once() {
         let inner = anyhow::anyhow!("no space left");
-        let error = inner.context("cannot write a.png: no space left").context("saving overlays");
-        assert_eq!(one_line(&error), "saving overlays: cannot write a.png: no space left");
+        let error = inner
+            .context("cannot write a.png: no space left")
+            .context("saving overlays");
+        assert_eq!(
+            one_line(&error),
+            "saving overlays: cannot write a.png: no space left"
+        );
     }
 }

@@ -24,16 +24,23 @@ impl Progress {
     pub fn new(printer: &Printer, what: &'static str, length: u64) -> Self {
         let bar = printer.draws_bars().then(|| {
             let bar = ProgressBar::new(length);
-            if let Ok(style) =
-                ProgressStyle::with_template("{prefix} {wide_bar:.cyan/dim} {pos}/{len} {msg} {elapsed}<{eta}")
-            {
+            if let Ok(style) = ProgressStyle::with_template(
+                "{prefix} {wide_bar:.cyan/dim} {pos}/{len} {msg} {elapsed}<{eta}",
+            ) {
                 bar.set_style(style);
             }
             bar.set_prefix(what);
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
         });
-        Self { bar, printer: printer.clone(), what, length, done: 0, last_line: Instant::now() }
+        Self {
+            bar,
+            printer: printer.clone(),
+            what,
+            length,
+            done: 0,
+            last_line: Instant::now(),
+        }
     }
 
     /// Sets the text before the bar.
@@ -60,7 +67,13 @@ impl Progress {
             bar.inc(1);
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
-            self.printer.message(&format!("{} {}/{} {}", self.what, self.done, self.length, message()));
+            self.printer.message(&format!(
+                "{} {}/{} {}",
+                self.what,
+                self.done,
+                self.length,
+                message()
+            ));
         }
     }
 

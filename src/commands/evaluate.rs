@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
+use image::RgbImage;
 use ndarray::{Array2, ArrayD, Axis, Ix2};
 use vision_mamba_datasets::{read_image, read_labels, DatasetJson};
 
@@ -12,18 +13,25 @@ use crate::cli::exit::Misuse;
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
 use crate::engine::run_folder::write_json;
-use crate::metrics::overlap::{counts, Counts};
+use crate::metrics::overlap::{counts, mean, Counts};
 use crate::metrics::summary::{summarise, Summary};
-use crate::report::overlay::triptych;
+use crate::report::overlay::{montage, triptych};
+use crate::report::save_png;
 
 /// Endings of label maps, longest first so that `.nii.gz` is not read as `.gz`.
 const ENDINGS: [&str; 4] = [".nii.gz", ".nii", ".png", ".bmp"];
+
+/// Prediction file, reference file, counts per label.
+type Case = (String, String, Vec<Counts>);
 
 /// Scores a folder and prints, writes and draws what was asked for.
 pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Result<()> {
     for (option, folder) in [("--pred", &args.pred), ("--ref", &args.reference)] {
         if !folder.is_dir() {
-            return Err(Misuse::error(format!("{option} {}: no such folder", folder.display())));
+            return Err(Misuse::error(format!(
+                "{option} {}: no such folder",
+                folder.display()
+            )));
         }
     }
     let references = label_files(&args.reference)?;
@@ -34,6 +42,9 @@ pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Resul
         ENDINGS.join(", ")
     );
     let labels = labels(args, &references)?;
+    if let Some(out) = &args.overlays {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    }
     let values: Vec<i16> = labels.iter().map(|(_, v)| *v).collect();
     let mut bar = Progress::new(printer, "evaluating", references.len() as u64);
     let (mut cases, mut failures) = (Vec::new(), Vec::new());
@@ -50,6 +61,7 @@ pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Resul
         if let Some(path) = &args.json {
             write_json(path, &summary)?;
         }
+        draw_overview(args, &cases, &labels)?;
         printer.data(&summary.table());
     }
     match failures.len() {
@@ -58,7 +70,11 @@ pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Resul
             for failure in &failures {
                 printer.warning(failure);
             }
-            bail!("{n} of {} case(s) could not be scored: {}", references.len(), failures[0])
+            bail!(
+                "{n} of {} case(s) could not be scored: {}",
+                references.len(),
+                failures[0]
+            )
         }
     }
 }
@@ -68,8 +84,10 @@ fn score(
     reference_path: &Path,
     labels: &[(String, i16)],
     values: &[i16],
-) -> Result<(String, String, Vec<Counts>)> {
-    let name = reference_path.file_name().context("reference has no name")?;
+) -> Result<Case> {
+    let name = reference_path
+        .file_name()
+        .context("reference has no name")?;
     let prediction_path = args.pred.join(name);
     ensure!(
         prediction_path.is_file(),
@@ -87,26 +105,70 @@ fn score(
         reference.data.shape()
     );
     if let (Some(images), Some(out)) = (&args.images, &args.overlays) {
-        draw_overlay(images, out, reference_path, &reference.data, &prediction.data, labels)?;
+        let (id, picture) = draw(
+            images,
+            reference_path,
+            &reference.data,
+            &prediction.data,
+            labels,
+        )?;
+        save_png(&out.join(format!("{id}.png")), &picture)?;
     }
     let counts = counts(&prediction.data, &reference.data, values);
-    Ok((prediction_path.display().to_string(), reference_path.display().to_string(), counts))
+    Ok((
+        prediction_path.display().to_string(),
+        reference_path.display().to_string(),
+        counts,
+    ))
 }
 
-fn draw_overlay(
+/// A case's name and its side-by-side picture.
+fn draw(
     images: &Path,
-    out: &Path,
     reference_path: &Path,
     reference: &ArrayD<i16>,
     prediction: &ArrayD<i16>,
     labels: &[(String, i16)],
-) -> Result<()> {
+) -> Result<(String, RgbImage)> {
     let (id, ending) = split_ending(reference_path).context("reference has no known ending")?;
-    let path = images.join(format!("{id}_0000{ending}"));
-    let image = read_image(&path)?;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let image = read_image(&images.join(format!("{id}_0000{ending}")))?;
     let picture = overlay_of(&image.data, Some(reference), prediction, labels, &id)?;
-    crate::report::save_png(&out.join(format!("{id}.png")), &picture)?;
+    Ok((id, picture))
+}
+
+/// The worst, the median and the best case below each other, in `overview.png`.
+fn draw_overview(
+    args: &EvaluateSegmentationArgs,
+    cases: &[Case],
+    labels: &[(String, i16)],
+) -> Result<()> {
+    let (Some(images), Some(out)) = (&args.images, &args.overlays) else {
+        return Ok(());
+    };
+    let dice = |case: &Case| mean(case.2.iter().map(Counts::dice)).unwrap_or(1.0);
+    let mut order: Vec<&Case> = cases.iter().collect();
+    order.sort_by(|a, b| dice(a).total_cmp(&dice(b)));
+    let mut picks = vec![0, order.len() / 2, order.len().saturating_sub(1)];
+    picks.dedup();
+    let pictures = picks
+        .into_iter()
+        .filter_map(|i| order.get(i))
+        .map(|(prediction, reference, _)| {
+            let maps = (
+                read_labels(Path::new(reference))?,
+                read_labels(Path::new(prediction))?,
+            );
+            Ok(draw(
+                images,
+                Path::new(reference),
+                &maps.0.data,
+                &maps.1.data,
+                labels,
+            )?
+            .1)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    save_png(&out.join("overview.png"), &montage(&pictures, 1))?;
     Ok(())
 }
 
@@ -117,12 +179,21 @@ pub fn overlay_of(
     prediction: &ArrayD<i16>,
     labels: &[(String, i16)],
     title: &str,
-) -> Result<image::RgbImage> {
-    let names: Vec<(i16, String)> = labels.iter().map(|(name, value)| (*value, name.clone())).collect();
+) -> Result<RgbImage> {
+    let names: Vec<(i16, String)> = labels
+        .iter()
+        .map(|(name, value)| (*value, name.clone()))
+        .collect();
     let first = image.index_axis(Axis(0), 0).to_owned();
     if prediction.ndim() == 2 {
         let reference = reference.map(|r| plane(r.clone())).transpose()?;
-        return Ok(triptych(&plane(first)?, reference.as_ref(), &plane(prediction.clone())?, &names, title));
+        return Ok(triptych(
+            &plane(first)?,
+            reference.as_ref(),
+            &plane(prediction.clone())?,
+            &names,
+            title,
+        ));
     }
     let guide = reference.unwrap_or(prediction);
     let slice = guide
@@ -130,7 +201,9 @@ pub fn overlay_of(
         .enumerate()
         .max_by_key(|(_, s)| s.iter().filter(|&&v| v > 0).count())
         .map_or(0, |(i, _)| i);
-    let reference = reference.map(|r| plane(r.index_axis(Axis(0), slice).to_owned())).transpose()?;
+    let reference = reference
+        .map(|r| plane(r.index_axis(Axis(0), slice).to_owned()))
+        .transpose()?;
     let picture = triptych(
         &plane(first.index_axis(Axis(0), slice).to_owned())?,
         reference.as_ref(),
@@ -143,7 +216,9 @@ pub fn overlay_of(
 
 fn plane<T>(array: ArrayD<T>) -> Result<Array2<T>> {
     let shape = array.shape().to_vec();
-    array.into_dimensionality::<Ix2>().with_context(|| format!("expected a plane, found shape {shape:?}"))
+    array
+        .into_dimensionality::<Ix2>()
+        .with_context(|| format!("expected a plane, found shape {shape:?}"))
 }
 
 /// Foreground labels with their names: from dataset.json where one is found, else from the values in the references.
@@ -166,16 +241,22 @@ fn labels(args: &EvaluateSegmentationArgs, references: &[PathBuf]) -> Result<Vec
     for path in references {
         values.extend(read_labels(path)?.data.iter().copied().filter(|&v| v > 0));
     }
-    Ok(values.into_iter().map(|v| (format!("label {v}"), v)).collect())
+    Ok(values
+        .into_iter()
+        .map(|v| (format!("label {v}"), v))
+        .collect())
 }
 
 fn split_ending(path: &Path) -> Option<(String, &'static str)> {
     let name = path.file_name()?.to_str()?;
-    ENDINGS.iter().find_map(|&e| name.strip_suffix(e).map(|id| (id.to_string(), e)))
+    ENDINGS
+        .iter()
+        .find_map(|&e| name.strip_suffix(e).map(|id| (id.to_string(), e)))
 }
 
 fn label_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.map(|e| e.path()))
         .collect::<Result<Vec<_>, _>>()

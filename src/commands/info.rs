@@ -32,7 +32,9 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
         CudaStatus::Ready { devices } => format!("{devices} GPU(s) ready"),
         CudaStatus::NoDriver => "no NVIDIA driver".to_string(),
         CudaStatus::NoDevice => "driver found, no usable GPU".to_string(),
-        CudaStatus::NoLibrary { reason } => format!("libtorch's CUDA half cannot be loaded: {reason}"),
+        CudaStatus::NoLibrary { reason } => {
+            format!("libtorch's CUDA half cannot be loaded: {reason}")
+        }
     };
     printer.data(&format!(
         "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\noperator      {operator}",

@@ -14,8 +14,10 @@ const DEFAULT_SIDE: i64 = 224;
 /// Prints the table of presets.
 pub fn list(args: &ModelsListArgs, printer: &Printer) -> Result<()> {
     if args.json {
-        let rows: Vec<_> =
-            presets().iter().map(|p| serde_json::json!({ "name": p.name, "summary": p.summary })).collect();
+        let rows: Vec<_> = presets()
+            .iter()
+            .map(|p| serde_json::json!({ "name": p.name, "summary": p.summary }))
+            .collect();
         printer.data(&serde_json::to_string_pretty(&rows)?);
         return Ok(());
     }
@@ -29,9 +31,17 @@ pub fn list(args: &ModelsListArgs, printer: &Printer) -> Result<()> {
 /// Prints one preset's parameters, stages and, on request, tensors.
 pub fn show(args: &ModelsShowArgs, printer: &Printer) -> Result<()> {
     let spec = preset(&args.preset).map_err(|e| Misuse::error(e.to_string()))?;
-    let spec = spec.with_overrides(&parse_overrides(&args.set)?).map_err(|e| Misuse::error(e.to_string()))?;
+    let spec = spec
+        .with_overrides(&parse_overrides(&args.set)?)
+        .map_err(|e| Misuse::error(e.to_string()))?;
     let built = build(&spec, Device::Cpu)?;
-    let description = describe(&built, &args.input_size.as_ref().map_or_else(|| vec![DEFAULT_SIDE], |s| s.0.iter().map(|&n| n as i64).collect()));
+    let description = describe(
+        &built,
+        &args.input_size.as_ref().map_or_else(
+            || vec![DEFAULT_SIDE],
+            |s| s.0.iter().map(|&n| n as i64).collect(),
+        ),
+    );
     if args.json {
         let mut value = serde_json::to_value(&description)?;
         if !args.state_dict {
@@ -42,15 +52,30 @@ pub fn show(args: &ModelsShowArgs, printer: &Printer) -> Result<()> {
         printer.data(&serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
-    printer.data(&format!("{}\nparameters  {}", args.preset, description.parameters));
-    let width = description.stages.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    printer.data(&format!(
+        "{}\nparameters  {}",
+        args.preset, description.parameters
+    ));
+    let width = description
+        .stages
+        .iter()
+        .map(|s| s.name.len())
+        .max()
+        .unwrap_or(0);
     for stage in &description.stages {
         printer.data(&format!("  {:width$}  {:?}", stage.name, stage.shape));
     }
     if args.state_dict {
         for tensor in &description.state_dict {
-            let alias = tensor.alias_of.as_ref().map(|of| format!("  = {of}")).unwrap_or_default();
-            printer.data(&format!("{}  {:?}  {}{alias}", tensor.name, tensor.shape, tensor.dtype));
+            let alias = tensor
+                .alias_of
+                .as_ref()
+                .map(|of| format!("  = {of}"))
+                .unwrap_or_default();
+            printer.data(&format!(
+                "{}  {:?}  {}{alias}",
+                tensor.name, tensor.shape, tensor.dtype
+            ));
         }
     }
     Ok(())
@@ -60,8 +85,12 @@ pub fn show(args: &ModelsShowArgs, printer: &Printer) -> Result<()> {
 pub fn parse_overrides(set: &[String]) -> Result<Vec<(String, String)>> {
     set.iter()
         .map(|pair| match pair.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_string(), value.trim().to_string())),
-            _ => Err(Misuse::error(format!("--set {pair}: expected KEY=VALUE, as in --set d_state=8"))),
+            Some((key, value)) if !key.trim().is_empty() => {
+                Ok((key.trim().to_string(), value.trim().to_string()))
+            }
+            _ => Err(Misuse::error(format!(
+                "--set {pair}: expected KEY=VALUE, as in --set d_state=8"
+            ))),
         })
         .collect()
 }

@@ -20,7 +20,11 @@ pub fn run(args: &PlanArgs, printer: &Printer) -> Result<()> {
 
 /// Makes the plan with a progress bar and says what is noteworthy.
 pub fn make(dataset: &Dataset, printer: &Printer) -> Result<Plan> {
-    let bar = std::cell::RefCell::new(Progress::new(printer, "planning", dataset.training_ids().len() as u64));
+    let bar = std::cell::RefCell::new(Progress::new(
+        printer,
+        "planning",
+        dataset.training_ids().len() as u64,
+    ));
     let plan = Plan::make(dataset, &|_, _| bar.borrow_mut().step(String::new))?;
     bar.borrow().finish();
     for note in &plan.notes {

@@ -16,10 +16,16 @@ use crate::runtime::{self, StopFlag};
 /// Predicts every case; a case that fails is named, the rest is done, and the command fails at the end.
 pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()> {
     if !(args.tile_step > 0.0 && args.tile_step <= 1.0) {
-        return Err(Misuse::error(format!("--tile-step {}: must be above 0 and at most 1", args.tile_step)));
+        return Err(Misuse::error(format!(
+            "--tile-step {}: must be above 0 and at most 1",
+            args.tile_step
+        )));
     }
     if !args.input.exists() {
-        return Err(Misuse::error(format!("-i {}: no such file or folder", args.input.display())));
+        return Err(Misuse::error(format!(
+            "-i {}: no such file or folder",
+            args.input.display()
+        )));
     }
     let device = global.device.resolve()?;
     runtime::prepare(global.threads, printer);
@@ -30,7 +36,9 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
         .collect::<Result<Vec<_>>>()?;
     let first = members.first().context("no --run was given")?;
     for (member, run) in members.iter().zip(&args.runs) {
-        if member.plan.labels != first.plan.labels || member.plan.channel_names != first.plan.channel_names {
+        if member.plan.labels != first.plan.labels
+            || member.plan.channel_names != first.plan.channel_names
+        {
             return Err(Misuse::error(format!(
                 "{} was trained with other labels or channels than {}; an ensemble needs the same",
                 run.display(),
@@ -38,16 +46,31 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
             )));
         }
     }
-    let cases = images_in(&args.input, &first.plan.file_ending, first.plan.channel_names.len())?;
+    let cases = images_in(
+        &args.input,
+        &first.plan.file_ending,
+        first.plan.channel_names.len(),
+    )?;
     let single_file = args.input.is_file();
-    let targets: Vec<PathBuf> = cases.iter().map(|case| target(args, single_file, &case.id, &first.plan.file_ending)).collect();
-    let folder = if single_file && !args.output.is_dir() { args.output.parent() } else { Some(args.output.as_path()) };
+    let targets: Vec<PathBuf> = cases
+        .iter()
+        .map(|case| target(args, single_file, &case.id, &first.plan.file_ending))
+        .collect();
+    let folder = if single_file && !args.output.is_dir() {
+        args.output.parent()
+    } else {
+        Some(args.output.as_path())
+    };
     if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the output folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the output folder {}", folder.display()))?;
     }
 
     let stop = StopFlag::listen("case", printer)?;
-    let options = PredictOptions { tile_step: args.tile_step, mirroring: !args.no_mirroring };
+    let options = PredictOptions {
+        tile_step: args.tile_step,
+        mirroring: !args.no_mirroring,
+    };
     let mut bar = Progress::new(printer, "predicting", cases.len() as u64);
     let mut failures = Vec::new();
     for (case, target) in cases.iter().zip(&targets) {
@@ -57,7 +80,9 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
                 Ok(()) => {}
                 Err(error) if error.is::<Interrupted>() => {
                     bar.finish();
-                    printer.message("stopped; run the same command with --skip-existing to do the rest");
+                    printer.message(
+                        "stopped; run the same command with --skip-existing to do the rest",
+                    );
                     return Err(error);
                 }
                 Err(error) => {
@@ -78,9 +103,17 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
         }
     }
     if let Some(first) = failures.first() {
-        bail!("{} of {} case(s) failed: {first}", failures.len(), cases.len());
+        bail!(
+            "{} of {} case(s) failed: {first}",
+            failures.len(),
+            cases.len()
+        );
     }
-    printer.message(&format!("{} label map(s) written to {}", cases.len(), args.output.display()));
+    printer.message(&format!(
+        "{} label map(s) written to {}",
+        cases.len(),
+        args.output.display()
+    ));
     Ok(())
 }
 

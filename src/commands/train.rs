@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tch::Device;
 use vision_mamba_datasets::{
-    fold, prepare_case, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice, Plan,
-    PreparedCase, Split,
+    fold, prepare_case, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice,
+    Plan, PreparedCase, Split,
 };
 use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec};
 
@@ -33,7 +33,11 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let device = global.device.resolve()?;
     runtime::prepare(global.threads, printer);
     let dataset = Dataset::open(&args.dataset)?;
-    let (folder, config, plan) = if args.resume { reopen(args)? } else { start(args, global, &dataset, printer)? };
+    let (folder, config, plan) = if args.resume {
+        reopen(args)?
+    } else {
+        start(args, global, &dataset, printer)?
+    };
 
     // The one seed that initialisation depends on; a resumed run overwrites the weights it makes.
     tch::manual_seed(config.training.seed as i64);
@@ -48,11 +52,23 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
         config.training.batch_size
     ));
     let configuration = plan.configuration(&config.configuration)?;
-    let training = prepare(&dataset, &config.training_ids, configuration, printer, "reading training cases")?;
+    let training = prepare(
+        &dataset,
+        &config.training_ids,
+        configuration,
+        printer,
+        "reading training cases",
+    )?;
     let validation = if config.fold == "all" {
         training.clone()
     } else {
-        prepare(&dataset, &config.validation_ids, configuration, printer, "reading validation cases")?
+        prepare(
+            &dataset,
+            &config.validation_ids,
+            configuration,
+            printer,
+            "reading validation cases",
+        )?
     };
     let stop = StopFlag::listen("step", printer)?;
     let trainer = Trainer {
@@ -66,7 +82,9 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
         printer,
     };
     trainer.run(Arc::new(training), &validation, args.resume)?;
-    validate(&folder, config, plan, built, device, &dataset, &stop, printer)
+    validate(
+        &folder, config, plan, built, device, &dataset, &stop, printer,
+    )
 }
 
 fn workers(args: &TrainArgs) -> usize {
@@ -90,9 +108,17 @@ fn reopen(args: &TrainArgs) -> Result<(RunFolder, RunConfig, Plan)> {
 }
 
 /// Checks the options, decides what is open, and writes the run folder's first files.
-fn start(args: &TrainArgs, global: &Global, dataset: &Dataset, printer: &Printer) -> Result<(RunFolder, RunConfig, Plan)> {
+fn start(
+    args: &TrainArgs,
+    global: &Global,
+    dataset: &Dataset,
+    printer: &Printer,
+) -> Result<(RunFolder, RunConfig, Plan)> {
     check(args)?;
-    let name = args.model.clone().ok_or_else(|| Misuse::error("--model is missing; see `vision-mamba models list`"))?;
+    let name = args
+        .model
+        .clone()
+        .ok_or_else(|| Misuse::error("--model is missing; see `vision-mamba models list`"))?;
     let overrides = parse_overrides(&args.set)?;
     let spec = preset(&name)
         .and_then(|spec| spec.with_overrides(&overrides))
@@ -103,7 +129,10 @@ fn start(args: &TrainArgs, global: &Global, dataset: &Dataset, printer: &Printer
     let configuration_name = configuration_name(args, &plan, &spec)?;
     let configuration = &plan.configurations[&configuration_name];
     let (network, training_patch) = fit_network(args, &spec, &plan, configuration)?;
-    let choice: FoldChoice = args.fold.parse().map_err(|e: DataError| Misuse::error(e.to_string()))?;
+    let choice: FoldChoice = args
+        .fold
+        .parse()
+        .map_err(|e: DataError| Misuse::error(e.to_string()))?;
     let ids = fold(&dataset.root, &dataset.training_ids(), choice).map_err(|e| match e {
         DataError::Setting { .. } => Misuse::error(e.to_string()),
         e => e.into(),
@@ -111,8 +140,14 @@ fn start(args: &TrainArgs, global: &Global, dataset: &Dataset, printer: &Printer
     let mirror_axes = mirror_axes(args, configuration.spatial_dims)?;
     let config = RunConfig {
         versions: BTreeMap::from([
-            ("vision-mamba".to_string(), env!("CARGO_PKG_VERSION").to_string()),
-            ("libtorch".to_string(), vision_mamba_ops::LIBTORCH_VERSION.to_string()),
+            (
+                "vision-mamba".to_string(),
+                env!("CARGO_PKG_VERSION").to_string(),
+            ),
+            (
+                "libtorch".to_string(),
+                vision_mamba_ops::LIBTORCH_VERSION.to_string(),
+            ),
         ]),
         preset: name,
         overrides,
@@ -132,18 +167,25 @@ fn start(args: &TrainArgs, global: &Global, dataset: &Dataset, printer: &Printer
 
 fn check(args: &TrainArgs) -> Result<()> {
     let positive = |option: &str, value: Option<f64>| match value {
-        Some(v) if !(v.is_finite() && v > 0.0) => Err(Misuse::error(format!("{option} {v}: must be a positive number"))),
+        Some(v) if !(v.is_finite() && v > 0.0) => Err(Misuse::error(format!(
+            "{option} {v}: must be a positive number"
+        ))),
         _ => Ok(()),
     };
     positive("--lr", args.lr)?;
     positive("--grad-clip", Some(args.grad_clip))?;
-    for (option, value) in [("--weight-decay", args.weight_decay), ("--warmup", args.warmup)] {
+    for (option, value) in [
+        ("--weight-decay", args.weight_decay),
+        ("--warmup", args.warmup),
+    ] {
         if value.is_some_and(|v| !(v.is_finite() && v >= 0.0)) {
             return Err(Misuse::error(format!("{option}: must be zero or more")));
         }
     }
     if !(0.0..=1.0).contains(&args.oversample_foreground) {
-        return Err(Misuse::error("--oversample-foreground: must lie between 0 and 1"));
+        return Err(Misuse::error(
+            "--oversample-foreground: must lie between 0 and 1",
+        ));
     }
     Ok(())
 }
@@ -179,17 +221,26 @@ fn fit_network(
     let dims = configuration.spatial_dims;
     let asked = args.patch_size.as_ref().map(|s| s.0.clone());
     if let Some(size) = asked.as_ref().filter(|s| s.len() != dims) {
-        return Err(Misuse::error(format!("--patch-size has {} axes, the configuration {dims}", size.len())));
+        return Err(Misuse::error(format!(
+            "--patch-size has {} axes, the configuration {dims}",
+            size.len()
+        )));
     }
     let misuse = |e: ModelError| Misuse::error(e.to_string());
     let fill = |patch: &[usize]| -> Result<NetworkSpec> {
         let patch: Vec<i64> = patch.iter().map(|&n| n as i64).collect();
         let (channels, classes) = (plan.channel_names.len() as i64, plan.labels.len() as i64);
-        spec.for_spaced_data(channels, classes, &patch, Some(&configuration.spacing)).map_err(misuse)
+        spec.for_spaced_data(channels, classes, &patch, Some(&configuration.spacing))
+            .map_err(misuse)
     };
     let first = fill(asked.as_deref().unwrap_or(&configuration.training_patch))?;
-    let divisor: Vec<usize> =
-        build(&first, Device::Cpu).map_err(misuse)?.net.divisor().iter().map(|&n| n as usize).collect();
+    let divisor: Vec<usize> = build(&first, Device::Cpu)
+        .map_err(misuse)?
+        .net
+        .divisor()
+        .iter()
+        .map(|&n| n as usize)
+        .collect();
     let patch = match asked {
         Some(size) => {
             if let Some(axis) = (0..dims).find(|&i| size[i] % divisor[i] != 0) {
@@ -241,11 +292,19 @@ fn training_config(
     Ok(TrainingConfig {
         seed: global.seed,
         training_patch,
-        batch_size: args.batch_size.map_or(configuration.batch_size, |n| n as usize),
+        batch_size: args
+            .batch_size
+            .map_or(configuration.batch_size, |n| n as usize),
         schedule: Schedule {
-            kind: args.schedule.unwrap_or(if sgd { ScheduleChoice::Poly } else { ScheduleChoice::Cosine }),
+            kind: args.schedule.unwrap_or(if sgd {
+                ScheduleChoice::Poly
+            } else {
+                ScheduleChoice::Cosine
+            }),
             base_lr: args.lr.unwrap_or(if sgd { 0.01 } else { 0.001 }),
-            warmup_epochs: args.warmup.unwrap_or(if sgd { 0.0 } else { args.epochs as f64 / 20.0 }),
+            warmup_epochs: args
+                .warmup
+                .unwrap_or(if sgd { 0.0 } else { args.epochs as f64 / 20.0 }),
             epochs: args.epochs,
             steps_per_epoch: args.steps_per_epoch,
         },
@@ -257,7 +316,11 @@ fn training_config(
             eps: 1e-8,
             grad_clip: args.grad_clip,
         },
-        dice: if configuration.spatial_dims == 2 { DiceOver::Batch } else { DiceOver::Sample },
+        dice: if configuration.spatial_dims == 2 {
+            DiceOver::Batch
+        } else {
+            DiceOver::Sample
+        },
         oversample_foreground: args.oversample_foreground,
         augmentation,
         mirror_axes,
@@ -302,28 +365,47 @@ fn validate(
     let ids = config.validation_ids.clone();
     let out = folder.validation();
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let labels: Vec<(String, i16)> = plan.labels.iter().filter(|(_, v)| *v != 0).cloned().collect();
+    let labels: Vec<(String, i16)> = plan
+        .labels
+        .iter()
+        .filter(|(_, v)| *v != 0)
+        .cloned()
+        .collect();
     let values: Vec<i16> = labels.iter().map(|(_, v)| *v).collect();
     let ending = plan.file_ending.clone();
     let members = [Member::new(config, plan, built, device)];
-    let options = PredictOptions { tile_step: 0.5, mirroring: true };
+    let options = PredictOptions {
+        tile_step: 0.5,
+        mirroring: true,
+    };
     let mut bar = Progress::new(printer, "validating", ids.len() as u64);
     let mut cases = Vec::new();
     for id in &ids {
         if stop.is_set() {
             bar.finish();
-            printer.message("stopped during validation; the weights are complete, --resume validates again");
+            printer.message(
+                "stopped during validation; the weights are complete, --resume validates again",
+            );
             return Err(Interrupted.into());
         }
         let (image, reference) = dataset.load_case(id, Split::Training)?;
         let prediction = segment(&members, &image, &options, &mut || Ok(()))?;
         let target = out.join(format!("{id}{ending}"));
         write_labels(&target, &prediction)?;
-        let picture = overlay_of(&image.data, Some(&reference.data), &prediction.data, &labels, id)?;
+        let picture = overlay_of(
+            &image.data,
+            Some(&reference.data),
+            &prediction.data,
+            &labels,
+            id,
+        )?;
         crate::report::save_png(&out.join(format!("{id}_overlay.png")), &picture)?;
         cases.push((
             target.display().to_string(),
-            dataset.label_path(id, Split::Training).display().to_string(),
+            dataset
+                .label_path(id, Split::Training)
+                .display()
+                .to_string(),
             counts(&prediction.data, &reference.data, &values),
         ));
         bar.step(|| id.clone());
@@ -332,6 +414,9 @@ fn validate(
     let summary = summarise(&cases, &labels);
     write_json(&out.join("summary.json"), &summary)?;
     printer.data(&summary.table());
-    printer.message(&format!("run folder: {} (see progress.png and validation/)", folder.root().display()));
+    printer.message(&format!(
+        "run folder: {} (see progress.png and validation/)",
+        folder.root().display()
+    ));
     Ok(())
 }

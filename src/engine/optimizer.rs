@@ -46,7 +46,11 @@ pub fn trained(params: &ParamStore) -> Vec<Trained> {
     params
         .trainable()
         .into_iter()
-        .map(|(name, tensor)| Trained { decays: tensor.dim() >= 2 && params.takes_weight_decay(&name), name, tensor })
+        .map(|(name, tensor)| Trained {
+            decays: tensor.dim() >= 2 && params.takes_weight_decay(&name),
+            name,
+            tensor,
+        })
         .collect()
 }
 
@@ -82,15 +86,25 @@ impl Optimizer {
     pub fn new(config: OptimizerConfig, parameters: Vec<Trained>) -> Self {
         let slots = parameters
             .into_iter()
-            .map(|Trained { name, tensor, decays }| Slot {
-                decays: config.kind == OptimizerChoice::Sgd || decays,
-                name,
-                parameter: tensor,
-                first: None,
-                second: None,
-            })
+            .map(
+                |Trained {
+                     name,
+                     tensor,
+                     decays,
+                 }| Slot {
+                    decays: config.kind == OptimizerChoice::Sgd || decays,
+                    name,
+                    parameter: tensor,
+                    first: None,
+                    second: None,
+                },
+            )
             .collect();
-        Self { config, slots, updates: 0 }
+        Self {
+            config,
+            slots,
+            updates: 0,
+        }
     }
 
     /// Forgets all gradients.
@@ -106,7 +120,11 @@ impl Optimizer {
         if !norm.is_finite() {
             return Step::Skipped;
         }
-        let scale = if norm > self.config.grad_clip { self.config.grad_clip / (norm + 1e-6) } else { 1.0 };
+        let scale = if norm > self.config.grad_clip {
+            self.config.grad_clip / (norm + 1e-6)
+        } else {
+            1.0
+        };
         self.updates += 1;
         let (config, updates) = (&self.config, self.updates);
         no_grad(|| {
@@ -136,7 +154,10 @@ impl Optimizer {
         if squares.is_empty() {
             return 0.0;
         }
-        Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[])
+        Tensor::stack(&squares, 0)
+            .sum(Kind::Double)
+            .sqrt()
+            .double_value(&[])
     }
 
     /// Number of updates taken.
@@ -150,7 +171,10 @@ impl Optimizer {
         for slot in &self.slots {
             for (kind, moment) in [("first", &slot.first), ("second", &slot.second)] {
                 if let Some(moment) = moment {
-                    state.insert(format!("optimizer.{kind}.{}", slot.name), moment.shallow_clone());
+                    state.insert(
+                        format!("optimizer.{kind}.{}", slot.name),
+                        moment.shallow_clone(),
+                    );
                 }
             }
         }
@@ -204,16 +228,22 @@ impl Slot {
         if self.decays && config.weight_decay != 0.0 {
             let _ = self.parameter.g_mul_scalar_(1.0 - lr * config.weight_decay);
         }
-        let first = self.first.get_or_insert_with(|| self.parameter.zeros_like());
+        let first = self
+            .first
+            .get_or_insert_with(|| self.parameter.zeros_like());
         let _ = first.g_mul_scalar_(beta1);
         let _ = first.g_add_(&(grad * (1.0 - beta1)));
-        let second = self.second.get_or_insert_with(|| self.parameter.zeros_like());
+        let second = self
+            .second
+            .get_or_insert_with(|| self.parameter.zeros_like());
         let _ = second.g_mul_scalar_(beta2);
         let _ = second.g_add_(&(grad.square() * (1.0 - beta2)));
         let correction1 = 1.0 - beta1.powi(updates as i32);
         let correction2 = 1.0 - beta2.powi(updates as i32);
         let denominator = second.sqrt() / correction2.sqrt() + config.eps;
-        let _ = self.parameter.g_sub_(&(&*first / denominator * (lr / correction1)));
+        let _ = self
+            .parameter
+            .g_sub_(&(&*first / denominator * (lr / correction1)));
     }
 }
 
@@ -225,15 +255,28 @@ mod tests {
     use super::*;
 
     fn config(kind: OptimizerChoice) -> OptimizerConfig {
-        OptimizerConfig { kind, weight_decay: 0.1, momentum: 0.9, betas: (0.9, 0.999), eps: 1e-8, grad_clip: 1e9 }
+        OptimizerConfig {
+            kind,
+            weight_decay: 0.1,
+            momentum: 0.9,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            grad_clip: 1e9,
+        }
     }
 
     fn parameter() -> Tensor {
-        Tensor::from_slice(&[1.0f64, -2.0]).view([1, 2]).set_requires_grad(true)
+        Tensor::from_slice(&[1.0f64, -2.0])
+            .view([1, 2])
+            .set_requires_grad(true)
     }
 
     fn one(p: &Tensor) -> Vec<Trained> {
-        vec![Trained { name: "w".into(), tensor: p.shallow_clone(), decays: true }]
+        vec![Trained {
+            name: "w".into(),
+            tensor: p.shallow_clone(),
+            decays: true,
+        }]
     }
 
     fn quadratic_step(optimizer: &mut Optimizer, p: &Tensor, lr: f64) -> Step {
@@ -282,7 +325,12 @@ mod tests {
         clipped.momentum = 0.0;
         let mut o = Optimizer::new(clipped, one(&p));
         let taken = quadratic_step(&mut o, &p, 1.0);
-        assert_eq!(taken, Step::Taken { grad_norm: 20f64.sqrt() });
+        assert_eq!(
+            taken,
+            Step::Taken {
+                grad_norm: 20f64.sqrt()
+            }
+        );
         let moved = (p.double_value(&[0, 0]) - 1.0).hypot(p.double_value(&[0, 1]) + 2.0);
         assert!((moved - 1.0).abs() < 1e-5, "moved {moved}");
 
@@ -295,11 +343,18 @@ mod tests {
         let q = parameter();
         let mut other = Optimizer::new(config(OptimizerChoice::Adamw), one(&q));
         quadratic_step(&mut other, &q, 0.1);
-        let saved: BTreeMap<_, _> = other.state().into_iter().map(|(k, t)| (k, t.copy())).collect();
+        let saved: BTreeMap<_, _> = other
+            .state()
+            .into_iter()
+            .map(|(k, t)| (k, t.copy()))
+            .collect();
         let weights = q.copy();
         quadratic_step(&mut other, &q, 0.1);
 
-        let r = weights.to_device(Device::Cpu).detach().set_requires_grad(true);
+        let r = weights
+            .to_device(Device::Cpu)
+            .detach()
+            .set_requires_grad(true);
         let mut resumed = Optimizer::new(config(OptimizerChoice::Adamw), one(&r));
         resumed.restore(&saved, 1).unwrap();
         quadratic_step(&mut resumed, &r, 0.1);

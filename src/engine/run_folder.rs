@@ -47,7 +47,9 @@ pub struct EpochLog {
 impl RunFolder {
     /// Makes a new run folder; refuses one that already holds a run.
     pub fn create(root: &Path) -> Result<Self> {
-        let folder = Self { root: root.to_path_buf() };
+        let folder = Self {
+            root: root.to_path_buf(),
+        };
         if folder.config().exists() {
             return Err(Misuse::error(format!(
                 "{} already holds a run; choose another --out, or go on with it by --resume",
@@ -55,15 +57,21 @@ impl RunFolder {
             )));
         }
         if root.exists() && !root.is_dir() {
-            return Err(Misuse::error(format!("--out {}: is a file, not a folder", root.display())));
+            return Err(Misuse::error(format!(
+                "--out {}: is a file, not a folder",
+                root.display()
+            )));
         }
-        fs::create_dir_all(root).with_context(|| format!("cannot make the run folder {}", root.display()))?;
+        fs::create_dir_all(root)
+            .with_context(|| format!("cannot make the run folder {}", root.display()))?;
         Ok(folder)
     }
 
     /// Opens a folder that holds a run.
     pub fn open(root: &Path) -> Result<Self> {
-        let folder = Self { root: root.to_path_buf() };
+        let folder = Self {
+            root: root.to_path_buf(),
+        };
         if !folder.config().is_file() {
             return Err(Misuse::error(format!(
                 "{} holds no run (no config.json); give the folder that `train --out` made",
@@ -134,13 +142,18 @@ impl RunFolder {
             }
         }
         let first = self.checkpoint(candidates[0]);
-        bail!("{} is missing; train the run first, or choose another --checkpoint", first.display())
+        bail!(
+            "{} is missing; train the run first, or choose another --checkpoint",
+            first.display()
+        )
     }
 
     /// Reads one of the folder's JSON files.
     pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged or of another version", path.display()))
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is damaged or of another version", path.display()))
     }
 
     /// The log's lines; a last line cut by a crash is dropped.
@@ -197,10 +210,16 @@ mod tests {
     #[test]
     fn a_taken_folder_is_refused_and_an_empty_one_is_not_a_run() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(RunFolder::open(dir.path()).unwrap_err().to_string().contains("holds no run"));
+        assert!(RunFolder::open(dir.path())
+            .unwrap_err()
+            .to_string()
+            .contains("holds no run"));
         let folder = RunFolder::create(dir.path()).unwrap();
         write_atomic(&folder.config(), b"{}").unwrap();
-        assert!(RunFolder::create(dir.path()).unwrap_err().to_string().contains("--resume"));
+        assert!(RunFolder::create(dir.path())
+            .unwrap_err()
+            .to_string()
+            .contains("--resume"));
         assert!(RunFolder::open(dir.path()).is_ok());
     }
 

@@ -25,7 +25,11 @@ impl Schedule {
     pub fn lr(&self, step: u64) -> f64 {
         let per_epoch = self.steps_per_epoch.max(1) as f64;
         let warmup = self.warmup_epochs * per_epoch;
-        let ramp = if (step as f64) < warmup { (step as f64 + 1.0) / warmup.max(1.0) } else { 1.0 };
+        let ramp = if (step as f64) < warmup {
+            (step as f64 + 1.0) / warmup.max(1.0)
+        } else {
+            1.0
+        };
         let shape = match self.kind {
             ScheduleChoice::Constant => 1.0,
             // nnU-Net steps this once an epoch, not once a step.
@@ -48,7 +52,13 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleChoice, warmup_epochs: f64) -> Schedule {
-        Schedule { kind, base_lr: 0.01, warmup_epochs, epochs: 10, steps_per_epoch: 5 }
+        Schedule {
+            kind,
+            base_lr: 0.01,
+            warmup_epochs,
+            epochs: 10,
+            steps_per_epoch: 5,
+        }
     }
 
     #[test]

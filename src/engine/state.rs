@@ -48,7 +48,12 @@ fn stored(params: &ParamStore) -> Vec<(String, Tensor)> {
 const PROGRESS_KEY: &str = "progress";
 
 /// Writes the state.
-pub fn save(path: &Path, progress: &Progress, params: &ParamStore, optimizer: &Optimizer) -> Result<()> {
+pub fn save(
+    path: &Path,
+    progress: &Progress,
+    params: &ParamStore,
+    optimizer: &Optimizer,
+) -> Result<()> {
     let mut tensors = optimizer.state();
     for (name, tensor) in stored(params) {
         tensors.insert(format!("weight.{name}"), tensor);
@@ -57,12 +62,22 @@ pub fn save(path: &Path, progress: &Progress, params: &ParamStore, optimizer: &O
         .iter()
         .map(|(name, tensor)| {
             let (dtype, bytes) = bytes_of(tensor).with_context(|| format!("tensor '{name}'"))?;
-            Ok((name.clone(), bytes, tensor.size().iter().map(|&n| n as usize).collect(), dtype))
+            Ok((
+                name.clone(),
+                bytes,
+                tensor.size().iter().map(|&n| n as usize).collect(),
+                dtype,
+            ))
         })
         .collect::<Result<_>>()?;
     let views = arrays
         .iter()
-        .map(|(name, bytes, shape, dtype)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, bytes, shape, dtype)| {
+            Ok((
+                name.as_str(),
+                TensorView::new(*dtype, shape.clone(), bytes)?,
+            ))
+        })
         .collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([(PROGRESS_KEY.to_string(), serde_json::to_string(progress)?)]);
     let file = safetensors::serialize(views, Some(metadata))?;
@@ -72,10 +87,19 @@ pub fn save(path: &Path, progress: &Progress, params: &ParamStore, optimizer: &O
 /// Reads the state into the network and the optimiser.
 pub fn load(path: &Path, params: &ParamStore, optimizer: &mut Optimizer) -> Result<Progress> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let damaged = || format!("{} is damaged; start the run anew in another folder", path.display());
+    let damaged = || {
+        format!(
+            "{} is damaged; start the run anew in another folder",
+            path.display()
+        )
+    };
     let (_, header) = SafeTensors::read_metadata(&bytes).with_context(damaged)?;
     let file = SafeTensors::deserialize(&bytes).with_context(damaged)?;
-    let progress = header.metadata().as_ref().and_then(|m| m.get(PROGRESS_KEY)).with_context(damaged)?;
+    let progress = header
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get(PROGRESS_KEY))
+        .with_context(damaged)?;
     let progress: Progress = serde_json::from_str(progress).with_context(damaged)?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {
@@ -86,7 +110,12 @@ pub fn load(path: &Path, params: &ParamStore, optimizer: &mut Optimizer) -> Resu
     for (name, mut tensor) in stored(params) {
         match tensors.get(&format!("weight.{name}")) {
             Some(saved) if saved.size() == tensor.size() => tch::no_grad(|| tensor.copy_(saved)),
-            Some(saved) => bail!("{}: '{name}' has shape {:?}, the network has {:?}", path.display(), saved.size(), tensor.size()),
+            Some(saved) => bail!(
+                "{}: '{name}' has shape {:?}, the network has {:?}",
+                path.display(),
+                saved.size(),
+                tensor.size()
+            ),
             None => bail!("{} lacks '{name}'", path.display()),
         }
     }

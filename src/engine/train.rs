@@ -49,7 +49,12 @@ pub struct Trainer<'a> {
 
 impl Trainer<'_> {
     /// Trains to the end, from the beginning or from the folder's state.
-    pub fn run(&self, training: Arc<Vec<PreparedCase>>, validation: &[PreparedCase], resume: bool) -> Result<()> {
+    pub fn run(
+        &self,
+        training: Arc<Vec<PreparedCase>>,
+        validation: &[PreparedCase],
+        resume: bool,
+    ) -> Result<()> {
         let settings = &self.config.training;
         let schedule = &settings.schedule;
         let mut optimizer = Optimizer::new(settings.optimizer.clone(), trained(&self.built.params));
@@ -74,7 +79,10 @@ impl Trainer<'_> {
             seed: settings.seed,
         };
         let batches = Prefetch::new(training, patches, progress.step..total, self.workers)?;
-        let loss = DiceCrossEntropy { over: settings.dice, ..Default::default() };
+        let loss = DiceCrossEntropy {
+            over: settings.dice,
+            ..Default::default()
+        };
         let mut bar = Bar::new(self.printer, "training", total);
         bar.start_at(progress.step);
         let mut skipped_in_a_row = 0;
@@ -86,7 +94,9 @@ impl Trainer<'_> {
             let batch = TensorBatch::new(&batch?, self.device)?;
             let lr = schedule.lr(progress.step);
             // Every step has its own random numbers (drop path, dropout), so that a resumed run needs no saved generator.
-            tch::manual_seed((settings.seed ^ progress.step.wrapping_mul(0x9e37_79b9_7f4a_7c15)) as i64);
+            tch::manual_seed(
+                (settings.seed ^ progress.step.wrapping_mul(0x9e37_79b9_7f4a_7c15)) as i64,
+            );
             optimizer.zero_grad();
             let value = loss.forward(&self.built.net.forward(&batch.image, true)?, &batch.label);
             let number = value.double_value(&[]);
@@ -106,7 +116,10 @@ impl Trainer<'_> {
                     skipped_in_a_row += 1;
                     progress.skipped += 1;
                     if skipped_in_a_row == 1 {
-                        self.printer.detail(&format!("step {}: loss or gradient is not finite, skipped", progress.step));
+                        self.printer.detail(&format!(
+                            "step {}: loss or gradient is not finite, skipped",
+                            progress.step
+                        ));
                     }
                     if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW {
                         bail!(
@@ -143,7 +156,10 @@ impl Trainer<'_> {
                 let ema = progress.dice_ema;
                 if ema.is_some() && ema >= progress.best_ema {
                     progress.best_ema = ema;
-                    self.save_weights(&self.folder.checkpoint(CheckpointChoice::Best), progress.step)?;
+                    self.save_weights(
+                        &self.folder.checkpoint(CheckpointChoice::Best),
+                        progress.step,
+                    )?;
                 }
             }
             let stopping = self.stop.is_set() && progress.step < total;
@@ -151,8 +167,16 @@ impl Trainer<'_> {
             if stopping || due || progress.step == total {
                 progress.seconds += started.elapsed().as_secs_f64();
                 started = Instant::now();
-                self.save_weights(&self.folder.checkpoint(CheckpointChoice::Latest), progress.step)?;
-                state::save(&self.folder.state(), &progress, &self.built.params, &optimizer)?;
+                self.save_weights(
+                    &self.folder.checkpoint(CheckpointChoice::Latest),
+                    progress.step,
+                )?;
+                state::save(
+                    &self.folder.state(),
+                    &progress,
+                    &self.built.params,
+                    &optimizer,
+                )?;
             }
             if stopping {
                 bar.finish();
@@ -167,9 +191,15 @@ impl Trainer<'_> {
         }
         bar.finish();
         if progress.skipped > 0 {
-            self.printer.warning(&format!("{} of {total} steps were skipped: loss or gradient was not finite", progress.skipped));
+            self.printer.warning(&format!(
+                "{} of {total} steps were skipped: loss or gradient was not finite",
+                progress.skipped
+            ));
         }
-        self.save_weights(&self.folder.checkpoint(CheckpointChoice::Final), progress.step)
+        self.save_weights(
+            &self.folder.checkpoint(CheckpointChoice::Final),
+            progress.step,
+        )
     }
 
     fn end_epoch(
@@ -188,7 +218,8 @@ impl Trainer<'_> {
         }
         let row = EpochLog {
             epoch: progress.step / steps - 1,
-            train_loss: (progress.loss_count > 0).then(|| progress.loss_sum / progress.loss_count as f64),
+            train_loss: (progress.loss_count > 0)
+                .then(|| progress.loss_sum / progress.loss_count as f64),
             val_loss: scores.loss.filter(|v| v.is_finite()),
             dice: scores.dice,
             dice_ema: progress.dice_ema,
@@ -196,7 +227,8 @@ impl Trainer<'_> {
             lr,
             skipped_steps: progress.skipped,
             seconds: progress.seconds + started.elapsed().as_secs_f64(),
-            images_per_second: (steps * settings.batch_size as u64) as f64 / training_seconds.max(1e-9),
+            images_per_second: (steps * settings.batch_size as u64) as f64
+                / training_seconds.max(1e-9),
         };
         (progress.loss_sum, progress.loss_count, progress.seconds) = (0.0, 0, 0.0);
         *started = Instant::now();
@@ -226,7 +258,11 @@ impl Trainer<'_> {
                 seconds: row.seconds,
             })
             .collect();
-        let title = format!("{} on {}", self.config.preset, base_name(&self.config.dataset));
+        let title = format!(
+            "{} on {}",
+            self.config.preset,
+            base_name(&self.config.dataset)
+        );
         crate::report::save_png(&self.folder.progress(), &progress_png(&rows, &title)?)?;
         Ok(())
     }
@@ -255,7 +291,10 @@ fn base_name(path: &str) -> &str {
 /// A path as it can be pasted into a shell.
 pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+=:@".contains(c)) {
+    if text
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "/._-+=:@".contains(c))
+    {
         text
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))

@@ -43,7 +43,10 @@ pub fn on_patches(
         seed: config.seed ^ VALIDATION_STREAM,
     };
     settings.validate(cases)?;
-    let loss = DiceCrossEntropy { over: config.dice, ..Default::default() };
+    let loss = DiceCrossEntropy {
+        over: config.dice,
+        ..Default::default()
+    };
     let mut losses = Vec::new();
     // Rows: true positives, predicted, present; columns: classes.
     let mut counts = Tensor::zeros([3, classes as i64], (Kind::Double, device));
@@ -64,7 +67,11 @@ pub fn on_patches(
             (both > 0.0).then(|| 2.0 * rows[0][c] / both)
         })
         .collect();
-    Ok(PatchScores { loss: mean(losses.into_iter().map(Some)), dice: mean(per_class.iter().copied()), per_class })
+    Ok(PatchScores {
+        loss: mean(losses.into_iter().map(Some)),
+        dice: mean(per_class.iter().copied()),
+        per_class,
+    })
 }
 
 fn overlap(prediction: &Tensor, target: &Tensor, classes: i64) -> Tensor {
@@ -73,5 +80,8 @@ fn overlap(prediction: &Tensor, target: &Tensor, classes: i64) -> Tensor {
     let target = target.masked_select(&valid);
     let histogram = |t: &Tensor| t.bincount::<Tensor>(None, classes).to_kind(Kind::Double);
     let hits = target.masked_select(&prediction.eq_tensor(&target));
-    Tensor::stack(&[histogram(&hits), histogram(&prediction), histogram(&target)], 0)
+    Tensor::stack(
+        &[histogram(&hits), histogram(&prediction), histogram(&target)],
+        0,
+    )
 }

@@ -26,7 +26,9 @@ pub fn positions(size: i64, tile: i64, step: f64) -> Vec<i64> {
     if count == 1 {
         return vec![0];
     }
-    (0..count).map(|k| round_half_even(k as f64 * span as f64 / (count - 1) as f64)).collect()
+    (0..count)
+        .map(|k| round_half_even(k as f64 * span as f64 / (count - 1) as f64))
+        .collect()
 }
 
 fn round_half_even(x: f64) -> i64 {
@@ -80,38 +82,61 @@ pub fn predict(
         let mut sums: Option<(Tensor, Tensor)> = None;
         for origin in product(&grids) {
             let window = |t: &Tensor| {
-                origin.iter().zip(&options.tile).enumerate().fold(t.shallow_clone(), |t, (axis, (&start, &len))| {
-                    let axis = t.dim() as i64 - origin.len() as i64 + axis as i64;
-                    t.narrow(axis, start, len)
-                })
+                origin.iter().zip(&options.tile).enumerate().fold(
+                    t.shallow_clone(),
+                    |t, (axis, (&start, &len))| {
+                        let axis = t.dim() as i64 - origin.len() as i64 + axis as i64;
+                        t.narrow(axis, start, len)
+                    },
+                )
             };
             let input = window(&padded).unsqueeze(0).to_device(options.device);
-            let scores = mirrored(&input, &options.mirror_axes, network)?.squeeze_dim(0).to_device(Device::Cpu);
+            let scores = mirrored(&input, &options.mirror_axes, network)?
+                .squeeze_dim(0)
+                .to_device(Device::Cpu);
             on_window()?;
             if single {
                 return Ok(crop(&scores, &before, &size));
             }
             let (sum, total) = sums.get_or_insert_with(|| {
-                let full: Vec<i64> = scores.size().iter().take(1).chain(&padded_size).copied().collect();
+                let full: Vec<i64> = scores
+                    .size()
+                    .iter()
+                    .take(1)
+                    .chain(&padded_size)
+                    .copied()
+                    .collect();
                 let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
                 (zeros(&full), zeros(&padded_size))
             });
             let _ = window(sum).g_add_(&(scores * &weights));
             let _ = window(total).g_add_(&weights);
         }
-        let Some((sum, total)) = sums else { anyhow::bail!("the image has an axis of size 0") };
+        let Some((sum, total)) = sums else {
+            anyhow::bail!("the image has an axis of size 0")
+        };
         Ok(crop(&(sum / total), &before, &size))
     })
 }
 
 /// Mean over all combinations of mirrored axes.
-fn mirrored(input: &Tensor, axes: &[usize], network: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+fn mirrored(
+    input: &Tensor,
+    axes: &[usize],
+    network: &dyn Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     let mut sum = network(input)?.to_kind(Kind::Float);
     let combinations = 1u32 << axes.len();
     for bits in 1..combinations {
-        let dims: Vec<i64> =
-            axes.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, &a)| a as i64 + 2).collect();
-        sum += network(&input.flip(&dims[..]))?.to_kind(Kind::Float).flip(&dims[..]);
+        let dims: Vec<i64> = axes
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| bits >> i & 1 == 1)
+            .map(|(_, &a)| a as i64 + 2)
+            .collect();
+        sum += network(&input.flip(&dims[..]))?
+            .to_kind(Kind::Float)
+            .flip(&dims[..]);
     }
     Ok(sum / f64::from(combinations))
 }
@@ -119,10 +144,19 @@ fn mirrored(input: &Tensor, axes: &[usize], network: &dyn Fn(&Tensor) -> Result<
 /// Pads with zeros to at least the tile, centred; returns the size of the padding before each axis.
 fn pad(image: &Tensor, tile: &[i64]) -> (Tensor, Vec<i64>) {
     let size = &image.size()[1..];
-    let missing: Vec<i64> = size.iter().zip(tile).map(|(&n, &t)| (t - n).max(0)).collect();
+    let missing: Vec<i64> = size
+        .iter()
+        .zip(tile)
+        .map(|(&n, &t)| (t - n).max(0))
+        .collect();
     let before: Vec<i64> = missing.iter().map(|m| m / 2).collect();
     // libtorch lists the padding of the last axis first.
-    let list: Vec<i64> = missing.iter().zip(&before).rev().flat_map(|(&m, &b)| [b, m - b]).collect();
+    let list: Vec<i64> = missing
+        .iter()
+        .zip(&before)
+        .rev()
+        .flat_map(|(&m, &b)| [b, m - b])
+        .collect();
     (image.constant_pad_nd(&list[..]), before)
 }
 
@@ -131,14 +165,19 @@ fn crop(scores: &Tensor, before: &[i64], size: &[i64]) -> Tensor {
         .iter()
         .zip(size)
         .enumerate()
-        .fold(scores.shallow_clone(), |t, (axis, (&start, &len))| t.narrow(axis as i64 + 1, start, len))
+        .fold(scores.shallow_clone(), |t, (axis, (&start, &len))| {
+            t.narrow(axis as i64 + 1, start, len)
+        })
 }
 
 fn product(grids: &[Vec<i64>]) -> Vec<Vec<i64>> {
     grids.iter().fold(vec![Vec::new()], |origins, grid| {
         origins
             .iter()
-            .flat_map(|origin| grid.iter().map(move |&p| origin.iter().copied().chain([p]).collect()))
+            .flat_map(|origin| {
+                grid.iter()
+                    .map(move |&p| origin.iter().copied().chain([p]).collect())
+            })
             .collect()
     })
 }
@@ -149,7 +188,12 @@ mod tests {
     use super::*;
 
     fn options(tile: &[i64], mirror_axes: &[usize]) -> WindowOptions {
-        WindowOptions { tile: tile.to_vec(), step: 0.5, mirror_axes: mirror_axes.to_vec(), device: Device::Cpu }
+        WindowOptions {
+            tile: tile.to_vec(),
+            step: 0.5,
+            mirror_axes: mirror_axes.to_vec(),
+            device: Device::Cpu,
+        }
     }
 
     #[test]
@@ -183,7 +227,13 @@ mod tests {
             let n: i64 = size.iter().product();
             let image = Tensor::arange(n, (Kind::Float, Device::Cpu)).view(&size[..]);
             for mirror in [vec![], vec![0], (0..tile.len()).collect::<Vec<_>>()] {
-                let out = predict(&image, &options(&tile, &mirror), &|x| Ok(x * 2.0), &mut || Ok(())).unwrap();
+                let out = predict(
+                    &image,
+                    &options(&tile, &mirror),
+                    &|x| Ok(x * 2.0),
+                    &mut || Ok(()),
+                )
+                .unwrap();
                 assert_eq!(out.size(), image.size());
                 let error = (out - &image * 2.0).abs().max().double_value(&[]) / n as f64;
                 assert!(error < 1e-6, "{size:?} {tile:?} {mirror:?}: {error}");
@@ -194,7 +244,12 @@ mod tests {
     #[test]
     fn a_failing_network_is_an_error() {
         let image = Tensor::zeros([1, 4, 4], (Kind::Float, Device::Cpu));
-        let result = predict(&image, &options(&[8, 8], &[]), &|_| anyhow::bail!("no"), &mut || Ok(()));
+        let result = predict(
+            &image,
+            &options(&[8, 8], &[]),
+            &|_| anyhow::bail!("no"),
+            &mut || Ok(()),
+        );
         assert!(result.is_err());
     }
 }

@@ -41,12 +41,22 @@ impl Member {
         let file = folder.pick_checkpoint(checkpoint)?;
         let built = build(&config.network, device)?;
         weights::load_strict(&file, &built.params)?;
-        Ok(Self { config, plan, built, device })
+        Ok(Self {
+            config,
+            plan,
+            built,
+            device,
+        })
     }
 
     /// Wraps a network that is in memory already.
     pub fn new(config: RunConfig, plan: Plan, built: Built, device: Device) -> Self {
-        Self { config, plan, built, device }
+        Self {
+            config,
+            plan,
+            built,
+            device,
+        }
     }
 
     /// Gives the network back.
@@ -60,7 +70,12 @@ impl Member {
     }
 
     /// Class scores (K, spatial…) of a raw image, as logits, on the CPU.
-    pub fn logits(&self, image: &Image, options: &PredictOptions, on_window: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+    pub fn logits(
+        &self,
+        image: &Image,
+        options: &PredictOptions,
+        on_window: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
         let configuration = self.configuration()?;
         let mut image = image.clone();
         let channels = image.data.shape().first().copied().unwrap_or(0);
@@ -73,14 +88,27 @@ impl Member {
         normalise(&mut image, configuration)?;
         let tensor = tensor_of(&image.data)?;
         let window = WindowOptions {
-            tile: self.config.training.training_patch.iter().map(|&n| n as i64).collect(),
+            tile: self
+                .config
+                .training
+                .training_patch
+                .iter()
+                .map(|&n| n as i64)
+                .collect(),
             step: options.tile_step,
-            mirror_axes: if options.mirroring { self.config.training.mirror_axes.clone() } else { Vec::new() },
+            mirror_axes: if options.mirroring {
+                self.config.training.mirror_axes.clone()
+            } else {
+                Vec::new()
+            },
             device: self.device,
         };
         let network = |x: &Tensor| -> Result<Tensor> {
             let outputs = self.built.net.forward(x, false)?;
-            outputs.into_iter().next().context("the network gave no output")
+            outputs
+                .into_iter()
+                .next()
+                .context("the network gave no output")
         };
         let spatial = tensor.dim() - 1;
         match (window.tile.len(), spatial) {
@@ -109,23 +137,35 @@ pub fn segment(
     for member in members {
         let logits = member.logits(image, options, on_window)?;
         // One network needs no softmax: it does not change which class is largest.
-        let scores = if members.len() > 1 { no_grad(|| logits.softmax(0, Kind::Float)) } else { logits };
+        let scores = if members.len() > 1 {
+            no_grad(|| logits.softmax(0, Kind::Float))
+        } else {
+            logits
+        };
         sum = Some(match sum {
             Some(sum) => sum + scores,
             None => scores,
         });
     }
     let scores = sum.context("no run was given")?;
-    ensure!(scores.isfinite().all().int64_value(&[]) == 1, "the network's output is not finite; the run's weights are unusable");
+    ensure!(
+        scores.isfinite().all().int64_value(&[]) == 1,
+        "the network's output is not finite; the run's weights are unusable"
+    );
     let classes = scores.argmax(0, false).to_kind(Kind::Int16).contiguous();
     let shape: Vec<usize> = classes.size().iter().map(|&n| n as usize).collect();
     let values: Vec<i16> = Vec::try_from(classes.flatten(0, -1))?;
-    Ok(LabelMap { data: ArrayD::from_shape_vec(shape, values)?, geometry: image.geometry.clone() })
+    Ok(LabelMap {
+        data: ArrayD::from_shape_vec(shape, values)?,
+        geometry: image.geometry.clone(),
+    })
 }
 
 fn tensor_of(array: &ArrayD<f32>) -> Result<Tensor> {
     let shape: Vec<i64> = array.shape().iter().map(|&n| n as i64).collect();
     let standard = array.as_standard_layout();
-    let values = standard.as_slice().context("image array is not contiguous")?;
+    let values = standard
+        .as_slice()
+        .context("image array is not contiguous")?;
     Ok(Tensor::f_from_slice(values)?.f_view(&shape[..])?)
 }

@@ -25,7 +25,10 @@ pub struct DiceCrossEntropy {
 
 impl Default for DiceCrossEntropy {
     fn default() -> Self {
-        Self { over: DiceOver::Batch, smooth: 1e-5 }
+        Self {
+            over: DiceOver::Batch,
+            smooth: 1e-5,
+        }
     }
 }
 
@@ -138,7 +141,9 @@ mod tests {
         // Two pixels, two classes, logits zero: p = 1/2 everywhere, CE = ln 2, Dice = (2*0.5 + s) / (1 + 1 + s).
         let logits = Tensor::zeros([1, 2, 1, 2], (Kind::Float, tch::Device::Cpu));
         let target = Tensor::from_slice(&[0i64, 1]).view([1, 1, 2]);
-        let loss = DiceCrossEntropy::default().single(&logits, &target).double_value(&[]);
+        let loss = DiceCrossEntropy::default()
+            .single(&logits, &target)
+            .double_value(&[]);
         let want = 2f64.ln() - (1.0 + 1e-5) / (2.0 + 1e-5);
         assert!((loss - want).abs() < 1e-6, "{loss} against {want}");
     }
@@ -150,7 +155,9 @@ mod tests {
         let without = Tensor::from_slice(&[0i64, 1]).view([1, 1, 2]);
         let loss = DiceCrossEntropy::default();
         let a = loss.single(&logits, &with).double_value(&[]);
-        let b = loss.single(&logits.narrow(3, 0, 2), &without).double_value(&[]);
+        let b = loss
+            .single(&logits.narrow(3, 0, 2), &without)
+            .double_value(&[]);
         assert!((a - b).abs() < 1e-6, "{a} against {b}");
     }
 }

@@ -43,8 +43,18 @@ impl Counts {
 pub fn counts(prediction: &ArrayD<i16>, reference: &ArrayD<i16>, labels: &[i16]) -> Vec<Counts> {
     // One pass over the voxels into a table by value, then sums per label.
     let top = labels.iter().copied().max().unwrap_or(0).max(0) as usize;
-    let bin = |value: i16| if value >= 0 && value as usize <= top { value as usize } else { top + 1 };
-    let (mut both, mut predicted, mut present) = (vec![0u64; top + 2], vec![0u64; top + 2], vec![0u64; top + 2]);
+    let bin = |value: i16| {
+        if value >= 0 && value as usize <= top {
+            value as usize
+        } else {
+            top + 1
+        }
+    };
+    let (mut both, mut predicted, mut present) = (
+        vec![0u64; top + 2],
+        vec![0u64; top + 2],
+        vec![0u64; top + 2],
+    );
     let mut voxels = 0u64;
     for (&p, &r) in prediction.iter().zip(reference.iter()) {
         if r < 0 {
@@ -62,14 +72,22 @@ pub fn counts(prediction: &ArrayD<i16>, reference: &ArrayD<i16>, labels: &[i16])
         .map(|&label| {
             let i = bin(label);
             let (tp, fp, fn_) = (both[i], predicted[i] - both[i], present[i] - both[i]);
-            Counts { tp, fp, fn_, tn: voxels - tp - fp - fn_ }
+            Counts {
+                tp,
+                fp,
+                fn_,
+                tn: voxels - tp - fp - fn_,
+            }
         })
         .collect()
 }
 
 /// Mean of the values that exist.
 pub fn mean(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
-    let (sum, n) = values.into_iter().flatten().fold((0.0, 0u64), |(sum, n), v| (sum + v, n + 1));
+    let (sum, n) = values
+        .into_iter()
+        .flatten()
+        .fold((0.0, 0u64), |(sum, n), v| (sum + v, n + 1));
     (n > 0).then(|| sum / n as f64)
 }
 
@@ -84,10 +102,38 @@ mod tests {
 
     #[test]
     fn hand_counted() {
-        let c = counts(&map(&[0, 1, 1, 2, 2, 0]), &map(&[0, 1, 2, 2, 0, -1]), &[1, 2, 3]);
-        assert_eq!(c[0], Counts { tp: 1, fp: 1, fn_: 0, tn: 3 });
-        assert_eq!(c[1], Counts { tp: 1, fp: 1, fn_: 1, tn: 2 });
-        assert_eq!(c[2], Counts { tp: 0, fp: 0, fn_: 0, tn: 5 });
+        let c = counts(
+            &map(&[0, 1, 1, 2, 2, 0]),
+            &map(&[0, 1, 2, 2, 0, -1]),
+            &[1, 2, 3],
+        );
+        assert_eq!(
+            c[0],
+            Counts {
+                tp: 1,
+                fp: 1,
+                fn_: 0,
+                tn: 3
+            }
+        );
+        assert_eq!(
+            c[1],
+            Counts {
+                tp: 1,
+                fp: 1,
+                fn_: 1,
+                tn: 2
+            }
+        );
+        assert_eq!(
+            c[2],
+            Counts {
+                tp: 0,
+                fp: 0,
+                fn_: 0,
+                tn: 5
+            }
+        );
         assert_eq!(c[0].dice(), Some(2.0 / 3.0));
         assert_eq!(c[1].iou(), Some(1.0 / 3.0));
         assert_eq!(c[2].dice(), None);

@@ -37,7 +37,8 @@ impl From<&Counts> for ClassNumbers {
 
 impl ClassNumbers {
     fn mean_of(rows: &[Self]) -> Self {
-        let average = |f: fn(&Self) -> f64| rows.iter().map(f).sum::<f64>() / rows.len().max(1) as f64;
+        let average =
+            |f: fn(&Self) -> f64| rows.iter().map(f).sum::<f64>() / rows.len().max(1) as f64;
         Self {
             Dice: mean(rows.iter().map(|r| r.Dice)),
             IoU: mean(rows.iter().map(|r| r.IoU)),
@@ -90,14 +91,21 @@ pub fn summarise(cases: &[(String, String, Vec<Counts>)], labels: &[(String, i16
     let metric_per_case: Vec<CaseNumbers> = cases
         .iter()
         .map(|(prediction, reference, counts)| CaseNumbers {
-            metrics: labels.iter().zip(counts).map(|((_, v), c)| (key(*v), c.into())).collect(),
+            metrics: labels
+                .iter()
+                .zip(counts)
+                .map(|((_, v), c)| (key(*v), c.into()))
+                .collect(),
             prediction_file: prediction.clone(),
             reference_file: reference.clone(),
         })
         .collect();
     let (mut means, mut pooled) = (BTreeMap::new(), BTreeMap::new());
     for (i, (_, value)) in labels.iter().enumerate() {
-        let rows: Vec<ClassNumbers> = cases.iter().map(|(_, _, counts)| (&counts[i]).into()).collect();
+        let rows: Vec<ClassNumbers> = cases
+            .iter()
+            .map(|(_, _, counts)| (&counts[i]).into())
+            .collect();
         means.insert(key(*value), ClassNumbers::mean_of(&rows));
         let mut sum = Counts::default();
         for (_, _, counts) in cases {
@@ -111,7 +119,10 @@ pub fn summarise(cases: &[(String, String, Vec<Counts>)], labels: &[(String, i16
         pooled_foreground_dice: mean(pooled.values().map(|c: &ClassNumbers| c.Dice)),
         mean: means,
         pooled,
-        labels: labels.iter().map(|(name, value)| (key(*value), name.clone())).collect(),
+        labels: labels
+            .iter()
+            .map(|(name, value)| (key(*value), name.clone()))
+            .collect(),
         protocol: PROTOCOL.to_string(),
         metric_per_case,
     }
@@ -121,10 +132,19 @@ impl Summary {
     /// A table a person can read.
     pub fn table(&self) -> String {
         let show = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.4}"));
-        let width = self.labels.values().map(|n| n.chars().count()).chain([10]).max().unwrap_or(10);
+        let width = self
+            .labels
+            .values()
+            .map(|n| n.chars().count())
+            .chain([10])
+            .max()
+            .unwrap_or(10);
         let mut values: Vec<i64> = self.labels.keys().filter_map(|k| k.parse().ok()).collect();
         values.sort_unstable();
-        let mut text = format!("{:width$}  {:>11}  {:>9}  {:>11}\n", "class", "Dice pooled", "Dice mean", "IoU pooled");
+        let mut text = format!(
+            "{:width$}  {:>11}  {:>9}  {:>11}\n",
+            "class", "Dice pooled", "Dice mean", "IoU pooled"
+        );
         for value in values {
             let k = value.to_string();
             let (p, m) = (self.pooled.get(&k), self.mean.get(&k));
@@ -156,9 +176,24 @@ mod tests {
 
     #[test]
     fn means_and_pools_differ_as_they_should() {
-        let a = Counts { tp: 1, fp: 0, fn_: 0, tn: 9 };
-        let b = Counts { tp: 10, fp: 10, fn_: 10, tn: 0 };
-        let none = Counts { tp: 0, fp: 0, fn_: 0, tn: 10 };
+        let a = Counts {
+            tp: 1,
+            fp: 0,
+            fn_: 0,
+            tn: 9,
+        };
+        let b = Counts {
+            tp: 10,
+            fp: 10,
+            fn_: 10,
+            tn: 0,
+        };
+        let none = Counts {
+            tp: 0,
+            fp: 0,
+            fn_: 0,
+            tn: 10,
+        };
         let cases = [a, b, none].map(|c| ("p".to_string(), "r".to_string(), vec![c]));
         let s = summarise(&cases, &[("x".to_string(), 1)]);
         assert_eq!(s.mean["1"].Dice, Some(0.75));

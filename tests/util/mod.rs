@@ -11,7 +11,9 @@ use image::{GrayImage, Luma};
 /// The built program, with few threads so that tests can run side by side.
 pub fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vision-mamba"));
-    command.args(args).args(["--threads", "1", "--device", "cpu"]);
+    command
+        .args(args)
+        .args(["--threads", "1", "--device", "cpu"]);
     command
 }
 
@@ -34,17 +36,42 @@ impl From<Output> for Outcome {
 
 impl Outcome {
     pub fn expect_success(self) -> Self {
-        assert_eq!(self.code, Some(0), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code,
+            Some(0),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
         self
     }
 
     /// Fails with `code`, and the line that starts with `error:` holds every one of `words`.
     pub fn expect_failure(self, code: i32, words: &[&str]) -> Self {
-        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
-        let errors: Vec<&str> = self.stderr.lines().filter(|l| l.starts_with("error:")).collect();
-        assert_eq!(errors.len(), 1, "one error line expected in:\n{}", self.stderr);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout,
+            self.stderr
+        );
+        let errors: Vec<&str> = self
+            .stderr
+            .lines()
+            .filter(|l| l.starts_with("error:"))
+            .collect();
+        assert_eq!(
+            errors.len(),
+            1,
+            "one error line expected in:\n{}",
+            self.stderr
+        );
         for word in words {
-            assert!(errors[0].contains(word), "'{word}' is not in: {}", errors[0]);
+            assert!(
+                errors[0].contains(word),
+                "'{word}' is not in: {}",
+                errors[0]
+            );
         }
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
         self
@@ -66,12 +93,20 @@ pub fn png_dataset(root: &Path, cases: usize) -> PathBuf {
         "labels": {"background": 0, "disc": 1, "core": 2},
         "file_ending": ".png", "numTraining": cases,
     });
-    fs::write(dir.join("dataset.json"), serde_json::to_string_pretty(&json).unwrap()).unwrap();
+    fs::write(
+        dir.join("dataset.json"),
+        serde_json::to_string_pretty(&json).unwrap(),
+    )
+    .unwrap();
     for case in 0..cases + 2 {
         let (image, label) = disc(case as u32, 44, 38);
         let part = if case < cases { "Tr" } else { "Ts" };
-        image.save(dir.join(format!("images{part}/disc_{case:03}_0000.png"))).unwrap();
-        label.save(dir.join(format!("labels{part}/disc_{case:03}.png"))).unwrap();
+        image
+            .save(dir.join(format!("images{part}/disc_{case:03}_0000.png")))
+            .unwrap();
+        label
+            .save(dir.join(format!("labels{part}/disc_{case:03}.png")))
+            .unwrap();
     }
     dir
 }
@@ -103,12 +138,18 @@ pub fn oblique_header(size: [i16; 3], datatype: i16, bitpix: i16) -> Vec<u8> {
     let mut h = vec![0u8; 352];
     let mut put = |at: usize, bytes: &[u8]| h[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &348i32.to_le_bytes());
-    for (i, d) in [3, size[0], size[1], size[2], 1, 1, 1, 1].iter().enumerate() {
+    for (i, d) in [3, size[0], size[1], size[2], 1, 1, 1, 1]
+        .iter()
+        .enumerate()
+    {
         put(40 + 2 * i, &d.to_le_bytes());
     }
     put(70, &datatype.to_le_bytes());
     put(72, &bitpix.to_le_bytes());
-    for (i, p) in [1.0f32, 0.8, 0.9, 2.5, 1.0, 1.0, 1.0, 1.0].iter().enumerate() {
+    for (i, p) in [1.0f32, 0.8, 0.9, 2.5, 1.0, 1.0, 1.0, 1.0]
+        .iter()
+        .enumerate()
+    {
         put(76 + 4 * i, &p.to_le_bytes());
     }
     put(108, &352f32.to_le_bytes());
@@ -119,9 +160,26 @@ pub fn oblique_header(size: [i16; 3], datatype: i16, bitpix: i16) -> Vec<u8> {
     // A rotation of 20 degrees about the first axis.
     let (s, c) = 20f32.to_radians().sin_cos();
     put(256, &(10f32.to_radians()).sin().to_le_bytes());
-    put(268, &[12.5f32, -7.25, 30.125].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
-    let rows = [[0.8, 0.0, 0.0, 12.5], [0.0, 0.9 * c, -2.5 * s, -7.25], [0.0, 0.9 * s, 2.5 * c, 30.125]];
-    put(280, &rows.iter().flatten().flat_map(|v: &f32| v.to_le_bytes()).collect::<Vec<_>>());
+    put(
+        268,
+        &[12.5f32, -7.25, 30.125]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect::<Vec<_>>(),
+    );
+    let rows = [
+        [0.8, 0.0, 0.0, 12.5],
+        [0.0, 0.9 * c, -2.5 * s, -7.25],
+        [0.0, 0.9 * s, 2.5 * c, 30.125],
+    ];
+    put(
+        280,
+        &rows
+            .iter()
+            .flatten()
+            .flat_map(|v: &f32| v.to_le_bytes())
+            .collect::<Vec<_>>(),
+    );
     put(344, b"n+1\0");
     h
 }
@@ -144,8 +202,10 @@ pub fn nifti_dataset(root: &Path, cases: usize) -> PathBuf {
         for z in 0..size[2] {
             for y in 0..size[1] {
                 for x in 0..size[0] {
-                    let inside = (4..12).contains(&x) && (3..11).contains(&y) && (2..7).contains(&z);
-                    let value = if inside { 5.0f32 } else { 0.0 } + ((x * 7 + y * 3 + z + case as i16) % 5) as f32 * 0.2;
+                    let inside =
+                        (4..12).contains(&x) && (3..11).contains(&y) && (2..7).contains(&z);
+                    let value = if inside { 5.0f32 } else { 0.0 }
+                        + ((x * 7 + y * 3 + z + case as i16) % 5) as f32 * 0.2;
                     image.extend(value.to_le_bytes());
                     label.push(u8::from(inside));
                 }
@@ -167,6 +227,16 @@ pub fn arg(path: &Path) -> &str {
 
 /// Options of a training run that ends in seconds.
 pub const QUICK: [&str; 12] = [
-    "--model", "umamba_bot_tiny_2d", "--epochs", "2", "--steps-per-epoch", "6", "--batch-size", "2",
-    "--validation-steps", "1", "--patch-size", "32x32",
+    "--model",
+    "umamba_bot_tiny_2d",
+    "--epochs",
+    "2",
+    "--steps-per-epoch",
+    "6",
+    "--batch-size",
+    "2",
+    "--validation-steps",
+    "1",
+    "--patch-size",
+    "32x32",
 ];
