@@ -309,6 +309,26 @@ fn png_labels_there_and_back() {
 }
 
 #[test]
+fn a_jpeg_whole_and_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("photo.jpg");
+    let picture =
+        image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 5, y as u8 * 7, 90]));
+    picture.save(&path).unwrap();
+    let found = read_image(&path).unwrap();
+    assert_eq!(found.data.shape(), [3, 30, 40]);
+    // Lossy: blue is constant, so it stays near.
+    let blue = found.data.index_axis(ndarray::Axis(0), 2);
+    assert!(blue.iter().all(|v| (v - 90.0).abs() < 20.0));
+    let bytes = std::fs::read(&path).unwrap();
+    for length in [bytes.len() - 2, bytes.len() * 3 / 4, 100, 3] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        let message = read_image(&path).unwrap_err().to_string();
+        assert!(message.contains("photo.jpg"), "{message}");
+    }
+}
+
+#[test]
 fn what_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let volume = LabelMap {

@@ -257,12 +257,12 @@ fn heaviest<const D: usize>(label: impl Fn(usize) -> i64, fraction: &[f32; D]) -
 
 fn vote<const D: usize>(labels: &[i64], fraction: &[f32; D]) -> i64 {
     let mut weights = [1f32; 8];
-    for axis in 0..D {
+    for (axis, upper) in fraction.iter().enumerate() {
         for (corner, weight) in weights.iter_mut().enumerate().take(1 << D) {
             *weight *= if corner >> axis & 1 == 1 {
-                fraction[axis]
+                *upper
             } else {
-                1.0 - fraction[axis]
+                1.0 - upper
             };
         }
     }

@@ -48,6 +48,13 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
 pub(super) fn read(path: &Path) -> Result<Image> {
     let damaged = |e: image::ImageError| DataError::damaged(path, FORMAT, e);
     let (reader, most_bytes) = open(path)?;
+    if reader.format() == Some(image::ImageFormat::Jpeg) && jpeg_is_cut(path)? {
+        return Err(DataError::damaged(
+            path,
+            FORMAT,
+            "the file ends before its picture does",
+        ));
+    }
     let decoder = reader.into_decoder().map_err(damaged)?;
     if decoder.total_bytes() > most_bytes {
         let (width, height) = decoder.dimensions();
@@ -84,6 +91,28 @@ pub(super) fn read(path: &Path) -> Result<Image> {
         data,
         geometry: Geometry::unit(2),
     })
+}
+
+/// The JPEG decoder paints what a cut file lacks in grey; a whole file has an end marker after the start of its scan.
+fn jpeg_is_cut(path: &Path) -> Result<bool> {
+    let bytes = std::fs::read(path).map_err(|e| DataError::reading(path, e))?;
+    if !bytes.starts_with(&[0xff, 0xd8]) {
+        return Ok(false);
+    }
+    // Segments are skipped by their length, for a thumbnail among them has an end marker of its own.
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
+        if marker == 0xda {
+            return Ok(!bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]));
+        }
+        // Padding before a marker.
+        at += if marker == 0xff {
+            1
+        } else {
+            2 + usize::from(u16::from_be_bytes([high, low]))
+        };
+    }
+    Ok(true)
 }
 
 /// Whether a PNG's header says grey of one bit, which the decoder widens to 0 and 255 without a word.
