@@ -26,9 +26,9 @@ const BLOCK_EPS: f64 = 1e-6;
 
 /// Builds, loads, runs, compares.
 pub fn run(case: &Case, report: &mut Report) -> Fallible<()> {
-    case.check_sections()?;
     let config = Config::new(&case.config);
     let (forward, params) = build(case, &config)?;
+    case.check_sections()?;
     check_size(&config, case.input("x")?)?;
     config.finish()?;
     load(&params, case.section("param"), report);

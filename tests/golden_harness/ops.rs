@@ -114,9 +114,11 @@ pub fn selective_scan(case: &Case, report: &mut Report) -> Fallible<()> {
             return Err(format!("config `{key}` = {stated}, but the inputs say otherwise").into());
         }
     }
-    let stated_complex: Option<bool> = config.optional("complex")?;
-    if stated_complex.is_some_and(|c| c != complex) {
-        return Err(format!("config `complex` = {}, but A has shape {a:?}", !complex).into());
+    let says_complex = |key: &&String| key.to_lowercase().contains("complex");
+    for key in case.config.keys().filter(says_complex) {
+        if config.required::<bool>(key)? != complex {
+            return Err(format!("config `{key}` = {}, but A has shape {a:?}", !complex).into());
+        }
     }
     let softplus: bool = config.required("delta_softplus")?;
     let with_state: bool = config.or("return_last_state", false)?;
@@ -144,19 +146,13 @@ fn scan_case(inputs: &Named, scan: Scan, softplus: bool, with_state: bool) -> Fa
             .ok_or_else(|| format!("input `{name}` is missing"))
     };
     let complex = get("A")?.dim() == 3;
-    // stored as (re, im): A, and B and C when constant
+    // complex ones are stored as (re, im): A, and B and C when they are constant, that is of A's shape
+    let shape = get("A")?.size();
     let joined = |name: &str| {
         let t = get(name)?;
-        let pairs = complex
-            && (name == "A"
-                || t.dim() == 3
-                    && t.size()[0] == get("A")?.size()[0]
-                    && t.size()[2] == 2
-                    && t.size()[1] == get("A")?.size()[1]);
-        Ok::<_, String>(if pairs {
-            t.contiguous().view_as_complex()
-        } else {
-            t.shallow_clone()
+        Ok::<_, String>(match complex && t.size() == shape {
+            true => t.contiguous().view_as_complex(),
+            false => t.shallow_clone(),
         })
     };
     let (a, b, c) = (joined("A")?, joined("B")?, joined("C")?);

@@ -59,6 +59,7 @@ impl InstanceNorm {
             Some((w, b)) => (Some(w), Some(b)),
             None => (None, None),
         };
-        x.instance_norm(weight, bias, None, None, true, 0.1, self.eps, false)
+        // one group a channel is the same, and on the CPU several times faster than libtorch's instance norm
+        x.group_norm(x.size()[1], weight, bias, self.eps, false)
     }
 }
