@@ -84,7 +84,7 @@ pub fn causal_conv1d(
     bias: Option<&Tensor>,
     activation: Activation,
 ) -> Result<Tensor, OpsError> {
-    if native::is_ready() {
+    if native::serves(x) {
         native::causal_conv1d(x, weight, bias, activation)
     } else {
         reference::causal_conv1d(x, weight, bias, activation)

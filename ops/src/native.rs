@@ -1,7 +1,7 @@
 //! The native library's operators, without falling back: for tests, benches and those who want to know.
 
 use crate::{library, Activation, OpsError, ScanOutput, SelectiveScan};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Whether the native library is loaded.
 pub fn is_ready() -> bool {
@@ -10,7 +10,12 @@ pub fn is_ready() -> bool {
 
 /// Whether the native library is loaded and has the form asked for (all but complex `a`).
 pub(crate) fn takes(args: &SelectiveScan) -> bool {
-    !matches!(args.a.kind(), Kind::ComplexFloat | Kind::ComplexDouble) && is_ready()
+    !matches!(args.a.kind(), Kind::ComplexFloat | Kind::ComplexDouble) && serves(args.u)
+}
+
+/// Whether the native library is loaded and computes where `tensor` lies: it has CPU kernels only.
+pub(crate) fn serves(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && is_ready()
 }
 
 /// The selective scan on the native library; see [`crate::selective_scan`].
