@@ -60,7 +60,7 @@ fn main() -> ExitCode {
                 );
             }
             for (name, stem) in chosen {
-                match run(stem) {
+                match run_safely(stem) {
                     Ok(report) if report.passed() => {
                         passed += 1;
                         println!("ok      {name}: {report}");
@@ -120,6 +120,17 @@ fn cases(root: &Path) -> Fallible<Vec<(String, PathBuf)>> {
             .to_string()
     };
     Ok(found.into_iter().map(|stem| (name(&stem), stem)).collect())
+}
+
+/// A tensor operation that panics fails its case, not the run.
+fn run_safely(stem: &Path) -> Fallible<Report> {
+    std::panic::catch_unwind(|| run(stem)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text
+            .or(panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(format!("panicked: {}", text.lines().next().unwrap_or_default()).into())
+    })
 }
 
 fn run(stem: &Path) -> Fallible<Report> {
