@@ -46,16 +46,26 @@ fn main() {
     };
     let destination = profile.join(LIBRARY);
     let staged = profile.join(format!("{LIBRARY}.part"));
-    // A running program may have the old file open: replace it, do not write into it.
-    let copied =
-        std::fs::copy(&built, &staged).and_then(|_| std::fs::rename(&staged, &destination));
-    if let Err(error) = copied {
+    if let Err(error) = put_in_place(&built, &staged, &destination) {
         fail(&format!(
             "cannot put the library at {}: {error}",
             destination.display()
         ));
     }
+    // Build it again should it be deleted.
     println!("cargo:rerun-if-changed={}", destination.display());
+}
+
+/// A running program may have the old file open: it is replaced, not written into. Cargo runs this script again when a file that it
+/// watches is newer than the start of the last run, hence the early date.
+fn put_in_place(built: &Path, staged: &Path, destination: &Path) -> std::io::Result<()> {
+    std::fs::copy(built, staged)?;
+    let date = std::fs::metadata("build.rs")?.modified()?;
+    std::fs::File::options()
+        .write(true)
+        .open(staged)?
+        .set_modified(date)?;
+    std::fs::rename(staged, destination)
 }
 
 fn build(lib: &Path, out: &Path) -> PathBuf {

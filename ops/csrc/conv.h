@@ -13,7 +13,7 @@ static void load_padded(T* tile, const Sequence& s, int64_t batch, int64_t chann
   constexpr int V = kLanes<T>;
   const int64_t begin = from < 0 ? 0 : from, end = to > length ? length : to;
   for (int64_t t = from; t < (begin < to ? begin : to); t++) store<T>(tile + (t - from) * V, vec<T>{});
-  if (begin < end) load_tile<T>(tile + (begin - from) * V, V, s, batch, channel, rows, begin, end - begin);
+  if (begin < end) load_tile<T>(tile + (begin - from) * V, V, s, batch, channel, rows, begin, end - begin, kConvChunk);
   for (int64_t t = end > from ? end : from; t < to; t++) store<T>(tile + (t - from) * V, vec<T>{});
 }
 
@@ -70,7 +70,7 @@ static void conv_forward_width(const ConvForward& f, int64_t first, int64_t last
         if (conv.silu) y *= sigmoid<T>(y);
         store<T>(out + t * V, y);
       }
-      store_tile<T>(out, V, f.out, item.batch, item.channel, item.rows, t0, steps);
+      store_tile<T>(out, V, f.out, item.batch, item.channel, item.rows, t0, steps, kConvChunk);
     }
   }
 }
@@ -115,7 +115,7 @@ static void conv_backward_width(const ConvBackward& f, int64_t first, int64_t la
         for (int64_t t = 0; t < steps; t++) sum += load(g + t * V) * load(x + (t + k) * V);
         store<T>(sums + k * V, load(sums + k * V) + sum);
       }
-      store_tile<T>(gx, V, f.grad_x, item.batch, item.channel, item.rows, t0, steps);
+      store_tile<T>(gx, V, f.grad_x, item.batch, item.channel, item.rows, t0, steps, kConvChunk);
     }
     T* to = (T*)f.grad_weight + (item.batch * conv.channels + item.channel) * conv.width;
     for (int64_t k = 0; k < conv.width; k++) scatter<T>(to + k, conv.width, load(sums + k * V), item.rows);

@@ -138,10 +138,10 @@ static void load_back_tiles(const Tiles<T>& tile, const ScanBackward& f, int64_t
                             int64_t steps, int64_t padded_steps) {
   constexpr int V = kLanes<T>;
   const Scan& scan = f.scan;
-  load_steps<T>(tile.dt, tile.slope, scan, batch, channel, rows, t0, steps);
-  load_tile<T>(tile.u, V, scan.u, batch, channel, rows, t0, steps);
-  if (f.grad_out.data != nullptr) load_tile<T>(tile.dy, V, f.grad_out, batch, channel, rows, t0, steps);
-  if (scan.z.data != nullptr) load_tile<T>(tile.z, V, scan.z, batch, channel, rows, t0, steps);
+  load_steps<T>(tile.dt, tile.slope, scan, batch, channel, rows, t0, steps, -kChunk);
+  load_tile<T>(tile.u, V, scan.u, batch, channel, rows, t0, steps, -kChunk);
+  if (f.grad_out.data != nullptr) load_tile<T>(tile.dy, V, f.grad_out, batch, channel, rows, t0, steps, -kChunk);
+  if (scan.z.data != nullptr) load_tile<T>(tile.z, V, scan.z, batch, channel, rows, t0, steps, -kChunk);
   const vec<T> skip = channel_values<T>(scan.d, channel, rows);
   for (int64_t t = 0; t < steps; t++) {
     const vec<T> u = load(tile.u + t * V);
@@ -182,9 +182,9 @@ static void store_back_tiles(const Tiles<T>& tile, const ScanBackward& f, int64_
   }
   store<T>(gd, load(gd) + sum_d);
   store<T>(gbias, load(gbias) + sum_bias);
-  store_tile<T>(tile.gx, V, f.grad_u, batch, channel, rows, t0, steps);
-  store_tile<T>(tile.gdt, V, f.grad_delta, batch, channel, rows, t0, steps);
-  if (scan.z.data != nullptr) store_tile<T>(tile.gz, V, f.grad_z, batch, channel, rows, t0, steps);
+  store_tile<T>(tile.gx, V, f.grad_u, batch, channel, rows, t0, steps, -kChunk);
+  store_tile<T>(tile.gdt, V, f.grad_delta, batch, channel, rows, t0, steps, -kChunk);
+  if (scan.z.data != nullptr) store_tile<T>(tile.gz, V, f.grad_z, batch, channel, rows, t0, steps, -kChunk);
 }
 
 template <class T>
@@ -232,8 +232,8 @@ static void scan_backward(const ScanBackward& f, int64_t first, int64_t last) {
       const int64_t t0 = chunk * kChunk;
       const int64_t steps = scan.length - t0 < kChunk ? scan.length - t0 : kChunk;
       const int64_t padded_steps = round_up(steps, V);
-      load_weights<T>(bt, scan, scan.b, task.batch, task.group, t0, steps);
-      load_weights<T>(ct, scan, scan.c, task.batch, task.group, t0, steps);
+      load_weights<T>(bt, scan, scan.b, task.batch, task.group, t0, steps, -kChunk);
+      load_weights<T>(ct, scan, scan.c, task.batch, task.group, t0, steps, -kChunk);
       for (int64_t i = steps * row; i < padded_steps * row; i++) bt[i] = ct[i] = T(0);
       T *sum_b = nullptr, *sum_c = nullptr;
       const int64_t share = index * scan.cut.partial_size + chunk * kChunk * padded;
@@ -305,7 +305,7 @@ static void merge_weights(const Scan& scan, const Weights& gradient, const void*
     const int64_t batch = share / gradient.groups, offset = share % gradient.groups * gradient.group_stride;
     for (int64_t n = 0; n < scan.states; n += V) {
       const int rows = scan.states - n < V ? int(scan.states - n) : V;
-      store_tile<T>(tile + n, row, gradient.sequence, batch, n, rows, t0, steps, offset);
+      store_tile<T>(tile + n, row, gradient.sequence, batch, n, rows, t0, steps, kChunk, offset);
     }
   }
 }

@@ -5,9 +5,9 @@
 namespace vision_mamba {
 namespace VM_ISA {
 
-// Steps worked on before turning to the next block of channels, and between two stored states. At 32 the backward pass's tiles (about
-// forty-five kilobytes with 16 lanes) stay in the first-level cache.
-static constexpr int64_t kChunk = 32;
+// Steps worked on before turning to the next block of channels, and between two stored states. Longer chunks read longer pieces of each row,
+// shorter ones keep the backward pass's tiles in the first-level cache; measured, 64 is best where the tensors are not in cache anyway.
+static constexpr int64_t kChunk = 64;
 
 // States kept in registers at once. The forward pass wants many, so that reading step sizes and writing sums is spread over them;
 // the backward pass holds their gradients too, and sums `lanes` vectors at a time over channels, of as many states as `kBackStates`.
@@ -65,7 +65,8 @@ static Task make_task(const Scan& scan, int64_t index) {
 
 // B or C for `steps` steps as [step][state], states padded with zeros.
 template <class T>
-static void load_weights(T* tile, const Scan& scan, const Weights& w, int64_t batch, int64_t group, int64_t t0, int64_t steps) {
+static void load_weights(T* tile, const Scan& scan, const Weights& w, int64_t batch, int64_t group, int64_t t0, int64_t steps,
+                         int64_t ahead) {
   if (w.constant != nullptr) return;
   const int64_t row = state_row<T>(scan.states);
   const int64_t offset = group / (scan.cut.groups / w.groups) * w.group_stride;
@@ -74,19 +75,16 @@ static void load_weights(T* tile, const Scan& scan, const Weights& w, int64_t ba
     Sequence flat = w.sequence;
     flat.row_stride = flat.time_stride;
     constexpr int V = kLanes<T>;
-    T lanes[V];
     for (int64_t t = 0; t < steps; t += V) {
       const int some = steps - t < V ? int(steps - t) : V;
-      flat.data = w.sequence.data;
-      load_tile<T>(lanes, V, flat, batch, t0 + t, some, 0, 1, offset);
-      for (int i = 0; i < some; i++) tile[t + i] = lanes[i];
+      load_tile<T>(tile + t, V, flat, batch, t0 + t, some, 0, 1, 0, offset);
     }
     return;
   }
   for (int64_t n = 0; n < row; n += kLanes<T>) {
     const int64_t left = scan.states - n;
     const int some = left < 0 ? 0 : left < kLanes<T> ? int(left) : kLanes<T>;
-    load_tile<T>(tile + n, row, w.sequence, batch, n, some, t0, steps, offset);
+    load_tile<T>(tile + n, row, w.sequence, batch, n, some, t0, steps, ahead, offset);
   }
 }
 
@@ -108,9 +106,10 @@ VM_INLINE vec<T> channel_values(const void* from, int64_t channel, int rows) {
 
 // The step sizes of a block: delta + bias, through softplus if asked for; `slope`, if given, is the derivative of that.
 template <class T>
-static void load_steps(T* dt, T* slope, const Scan& scan, int64_t batch, int64_t channel, int rows, int64_t t0, int64_t steps) {
+static void load_steps(T* dt, T* slope, const Scan& scan, int64_t batch, int64_t channel, int rows, int64_t t0, int64_t steps,
+                       int64_t ahead) {
   constexpr int V = kLanes<T>;
-  load_tile<T>(dt, V, scan.delta, batch, channel, rows, t0, steps);
+  load_tile<T>(dt, V, scan.delta, batch, channel, rows, t0, steps, ahead);
   const vec<T> bias = channel_values<T>(scan.delta_bias, channel, rows);
   if (scan.softplus) {
     for (int64_t t = 0; t < steps; t++) {

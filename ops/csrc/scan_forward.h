@@ -17,7 +17,7 @@ static void advance(int64_t steps, const T* dt, const T* x, T* y, const T* a, co
     vec<T> sum[2] = {load(y + t * V), {}};
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
-      const vec<T> decay = exp2v(vec<T>(d * load(a + n * V)));
+      const vec<T> decay = decay_of<T>(d, load(a + n * V));
       const vec<T> bn = VaryingB ? splat(b[t * row + n]) : load(b + n * V);
       const vec<T> cn = VaryingC ? splat(c[t * row + n]) : load(c + n * V);
       h[n] = decay * h[n] + input * bn;
@@ -26,6 +26,16 @@ static void advance(int64_t steps, const T* dt, const T* x, T* y, const T* a, co
     store<T>(y + t * V, N > 1 ? sum[0] + sum[1] : sum[0]);
   }
   for (int n = 0; n < N; n++) store<T>(state + n * V, h[n]);
+}
+
+template <class T>
+static vec<T> largest(const T* a, int64_t states) {
+  vec<T> most = {};
+  for (int64_t n = 0; n < states; n++) {
+    const vec<T> size = absv<T>(load(a + n * kLanes<T>));
+    most = size > most ? size : most;
+  }
+  return most;
 }
 
 template <class T, bool VaryingB, bool VaryingC>
@@ -85,8 +95,8 @@ static void scan_forward(const ScanForward& f, int64_t first, int64_t last) {
     for (int64_t chunk = 0; chunk < scan.cut.chunks; chunk++) {
       const int64_t t0 = chunk * kChunk;
       const int64_t steps = scan.length - t0 < kChunk ? scan.length - t0 : kChunk;
-      load_weights<T>(bt, scan, scan.b, task.batch, task.group, t0, steps);
-      load_weights<T>(ct, scan, scan.c, task.batch, task.group, t0, steps);
+      load_weights<T>(bt, scan, scan.b, task.batch, task.group, t0, steps, kChunk);
+      load_weights<T>(ct, scan, scan.c, task.batch, task.group, t0, steps, kChunk);
       for (int64_t k = 0; k < task.blocks; k++) {
         const int64_t channel = task.first_channel + k * V, at = k * padded * V;
         const int rows = task.last_channel - channel < V ? int(task.last_channel - channel) : V;
@@ -94,13 +104,17 @@ static void scan_forward(const ScanForward& f, int64_t first, int64_t last) {
           T* to = (T*)f.checkpoints + (task.batch * scan.cut.chunks + chunk) * scan.states * scan.channels + channel;
           for (int64_t n = 0; n < scan.states; n++) store_some<T>(to + n * scan.channels, load(state + at + n * V), rows);
         }
-        load_steps<T>(dt, nullptr, scan, task.batch, channel, rows, t0, steps);
-        load_tile<T>(x, V, scan.u, task.batch, channel, rows, t0, steps);
+        load_steps<T>(dt, nullptr, scan, task.batch, channel, rows, t0, steps, kChunk);
+        load_tile<T>(x, V, scan.u, task.batch, channel, rows, t0, steps, kChunk);
         const vec<T> skip = channel_values<T>(scan.d, channel, rows);
+        // A longer step decays to zero all the same.
+        const vec<T> limit = kDecayRange<T> / largest<T>(a + at, padded);
         for (int64_t t = 0; t < steps; t++) {
           const vec<T> u = load(x + t * V);
           store<T>(y + t * V, skip * u);
-          store<T>(x + t * V, load(dt + t * V) * u);
+          const vec<T> d = load(dt + t * V);
+          store<T>(x + t * V, d * u);
+          store<T>(dt + t * V, d > limit ? limit : d);
         }
         const T *b = varying_b ? bt : bk + at, *c = varying_c ? ct : ck + at;
         if (varying_b && varying_c) {
@@ -113,13 +127,13 @@ static void scan_forward(const ScanForward& f, int64_t first, int64_t last) {
           advance_all<T, false, false>(padded, steps, dt, x, y, a + at, b, c, row, state + at);
         }
         if (scan.z.data != nullptr) {
-          load_tile<T>(x, V, scan.z, task.batch, channel, rows, t0, steps);
+          load_tile<T>(x, V, scan.z, task.batch, channel, rows, t0, steps, kChunk);
           for (int64_t t = 0; t < steps; t++) {
             const vec<T> z = load(x + t * V);
             store<T>(y + t * V, load(y + t * V) * (z * sigmoid<T>(z)));
           }
         }
-        store_tile<T>(y, V, f.out, task.batch, channel, rows, t0, steps);
+        store_tile<T>(y, V, f.out, task.batch, channel, rows, t0, steps, kChunk);
       }
     }
     for (int64_t k = 0; k < task.blocks; k++) {

@@ -129,6 +129,25 @@ VM_INLINE vec<double> exp2v(vec<double> x) {
 }
 #endif
 
+// 2^(d a), for |d a| up to kDecayRange. Where products are fused, rounding by a large constant takes one operation less than above.
+template <class T>
+static constexpr T kDecayRange = T(1e14);  // beyond, the unrounded rest could overflow the polynomial
+template <class T>
+VM_INLINE vec<T> decay_of(vec<T> d, vec<T> a) {
+#if VM_BYTES == 64
+  const T magic = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^23, 1.5 * 2^52
+  const vec<T> k = (d * a + magic) - magic;
+  const vec<T> p = exp2_poly(vec<T>(d * a - k));
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_scalef_ps(p, k);
+  } else {
+    return _mm512_scalef_pd(p, k);
+  }
+#else
+  return exp2v(vec<T>(d * a));
+#endif
+}
+
 template <class T>
 static constexpr T kLog2e = T(1.4426950408889634074);
 template <class T>

@@ -96,11 +96,16 @@ VM_INLINE void store_row(S* p, vec<T> v, int count) {
 }
 
 // tile[t * stride + i] = p[i * row + t * time] for i < rows, t < steps; lanes from `rows` up to the vector width become zero.
+// What lies `ahead` steps further is fetched meanwhile: tiles are short pieces of many distant rows, which the processor's own prefetchers
+// do not foresee.
 template <class T, class S>
-static void load_tile_as(T* tile, int64_t stride, const S* p, int64_t row, int64_t time, int rows, int64_t steps) {
+static void load_tile_as(T* tile, int64_t stride, const S* p, int64_t row, int64_t time, int rows, int64_t steps, int64_t ahead) {
   constexpr int V = kLanes<T>;
   if (row == 1) {
-    for (int64_t t = 0; t < steps; t++) store<T>(tile + t * stride, load_row<T, S>(p + t * time, rows));
+    for (int64_t t = 0; t < steps; t++) {
+      __builtin_prefetch((const char*)p + (t + ahead) * time * int64_t(sizeof(S)));
+      store<T>(tile + t * stride, load_row<T, S>(p + t * time, rows));
+    }
     return;
   }
   int64_t t = 0;
@@ -108,6 +113,7 @@ static void load_tile_as(T* tile, int64_t stride, const S* p, int64_t row, int64
     for (; t < steps; t += V) {
       const int some = steps - t < V ? int(steps - t) : V;
       vec<T> square[V];
+      for (int i = 0; i < rows; i++) __builtin_prefetch((const char*)p + (i * row + t + ahead) * int64_t(sizeof(S)));
       for (int i = 0; i < V; i++) square[i] = i < rows ? load_row<T, S>(p + i * row + t, some) : vec<T>{};
       transpose<T>(square);
       for (int i = 0; i < V; i++) {
@@ -126,16 +132,20 @@ static void load_tile_as(T* tile, int64_t stride, const S* p, int64_t row, int64
   }
 }
 template <class T, class S>
-static void store_tile_as(const T* tile, int64_t stride, S* p, int64_t row, int64_t time, int rows, int64_t steps) {
+static void store_tile_as(const T* tile, int64_t stride, S* p, int64_t row, int64_t time, int rows, int64_t steps, int64_t ahead) {
   constexpr int V = kLanes<T>;
   if (row == 1) {
-    for (int64_t t = 0; t < steps; t++) store_row<T, S>(p + t * time, load(tile + t * stride), rows);
+    for (int64_t t = 0; t < steps; t++) {
+      __builtin_prefetch((const char*)p + (t + ahead) * time * int64_t(sizeof(S)), 1);
+      store_row<T, S>(p + t * time, load(tile + t * stride), rows);
+    }
     return;
   }
   if (time == 1) {
     for (int64_t t = 0; t < steps; t += V) {
       const int some = steps - t < V ? int(steps - t) : V;
       vec<T> square[V];
+      for (int i = 0; i < rows; i++) __builtin_prefetch((const char*)p + (i * row + t + ahead) * int64_t(sizeof(S)), 1);
       for (int i = 0; i < V; i++) square[i] = i < some ? load(tile + (t + i) * stride) : vec<T>{};
       transpose<T>(square);
       for (int i = 0; i < V; i++) {
@@ -149,27 +159,28 @@ static void store_tile_as(const T* tile, int64_t stride, S* p, int64_t row, int6
   }
 }
 
-// `steps` steps from `t0` of `rows` rows from `row0` of one batch entry. `offset` in elements is added (the group of B or C).
+// `steps` steps from `t0` of `rows` rows from `row0` of one batch entry. `offset` in elements is added (the group of B or C). The next tile
+// will be `ahead` steps away.
 template <class T>
 static void load_tile(T* tile, int64_t stride, const Sequence& s, int64_t batch, int64_t row0, int rows, int64_t t0,
-                      int64_t steps, int64_t offset = 0) {
+                      int64_t steps, int64_t ahead, int64_t offset = 0) {
   offset += batch * s.batch_stride + row0 * s.row_stride + t0 * s.time_stride;
   switch (s.type) {
-    case Scalar::f32: return load_tile_as<T>(tile, stride, (const float*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
-    case Scalar::f64: return load_tile_as<T>(tile, stride, (const double*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
-    case Scalar::bf16: return load_tile_as<T>(tile, stride, (const BFloat16*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
-    case Scalar::f16: return load_tile_as<T>(tile, stride, (const Float16*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
+    case Scalar::f32: return load_tile_as<T>(tile, stride, (const float*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
+    case Scalar::f64: return load_tile_as<T>(tile, stride, (const double*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
+    case Scalar::bf16: return load_tile_as<T>(tile, stride, (const BFloat16*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
+    case Scalar::f16: return load_tile_as<T>(tile, stride, (const Float16*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
   }
 }
 template <class T>
 static void store_tile(const T* tile, int64_t stride, const Sequence& s, int64_t batch, int64_t row0, int rows, int64_t t0,
-                       int64_t steps, int64_t offset = 0) {
+                       int64_t steps, int64_t ahead, int64_t offset = 0) {
   offset += batch * s.batch_stride + row0 * s.row_stride + t0 * s.time_stride;
   switch (s.type) {
-    case Scalar::f32: return store_tile_as<T>(tile, stride, (float*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
-    case Scalar::f64: return store_tile_as<T>(tile, stride, (double*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
-    case Scalar::bf16: return store_tile_as<T>(tile, stride, (BFloat16*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
-    case Scalar::f16: return store_tile_as<T>(tile, stride, (Float16*)s.data + offset, s.row_stride, s.time_stride, rows, steps);
+    case Scalar::f32: return store_tile_as<T>(tile, stride, (float*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
+    case Scalar::f64: return store_tile_as<T>(tile, stride, (double*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
+    case Scalar::bf16: return store_tile_as<T>(tile, stride, (BFloat16*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
+    case Scalar::f16: return store_tile_as<T>(tile, stride, (Float16*)s.data + offset, s.row_stride, s.time_stride, rows, steps, ahead);
   }
 }
 
