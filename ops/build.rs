@@ -22,13 +22,14 @@ fn main() {
     println!("cargo:rerun-if-env-changed=CXX");
     println!("cargo:rerun-if-env-changed=CXXFLAGS");
     let lib = PathBuf::from(variable("DEP_TCH_LIBTORCH_LIB"));
+    // For this crate's own tests and benches, as in the other crates' build scripts.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     let lib = lib.canonicalize().unwrap_or_else(|error| {
         fail(&format!(
             "libtorch is not at {} ({error}); run scripts/setup",
             lib.display()
         ))
     });
-    // For this crate's own tests and benches.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!(
         "cargo:rustc-env=VISION_MAMBA_LIBTORCH={}",

@@ -180,6 +180,9 @@ impl Native {
                 running,
             });
         }
+        if !is_whole(&content) {
+            return Err(failed("the file is cut short".to_owned()));
+        }
         let isa = open(path).map_err(failed)?;
         let bytes = archive::bytes().map_err(|error| failed(error.to_string()))?;
         let module = CModule::load_data(&mut bytes.as_slice())
@@ -264,6 +267,22 @@ fn built_for(content: &[u8]) -> Option<String> {
     String::from_utf8(version).ok()
 }
 
+/// Whether an ELF file reaches to the end of its section table, which linkers write last. Loading a file cut short would
+/// not fail but kill the process once it touches what is missing.
+fn is_whole(content: &[u8]) -> bool {
+    let number = |at: usize, bytes: usize| {
+        let field = content.get(at..at + bytes)?;
+        Some(
+            field
+                .iter()
+                .rev()
+                .fold(0u64, |sum, &byte| sum << 8 | u64::from(byte)),
+        )
+    };
+    let end = || number(40, 8)?.checked_add(number(58, 2)? * number(60, 2)?);
+    content.starts_with(b"\x7fELF") && end().is_some_and(|end| end <= content.len() as u64)
+}
+
 /// Loads the library for the rest of the process, which registers its operators, and returns the instruction set it has chosen.
 #[allow(unsafe_code)]
 fn open(path: &Path) -> Result<String, String> {
@@ -285,6 +304,17 @@ fn open(path: &Path) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_must_reach_to_its_section_table() {
+        let mut file = vec![0u8; 200];
+        file[..4].copy_from_slice(b"\x7fELF");
+        file[40] = 72; // two sections of 64 bytes from byte 72 end at 200
+        file[58] = 64;
+        file[60] = 2;
+        assert!(is_whole(&file));
+        assert!(!is_whole(&file[..199]) && !is_whole(&file[..50]) && !is_whole(b""));
+    }
 
     #[test]
     fn the_version_is_read_from_behind_the_marker() {

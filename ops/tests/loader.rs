@@ -85,8 +85,8 @@ fn outcomes(folder: &Path) {
             vec!["do not load (it is not an operator library)"],
         ),
         (
-            write("cut.so", &content[..content.len() / 2]),
-            vec!["do not load (", "not in use"],
+            write("cut.so", &content[..at + 4096]),
+            vec!["do not load (the file is cut short)", "not in use"],
         ),
         (
             "off".to_owned(),

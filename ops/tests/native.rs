@@ -476,9 +476,7 @@ fn a_trace_records_the_operators_and_runs_at_other_lengths() {
 /// Meta tensors have shapes and no data; tch cannot make them, TorchScript can.
 #[test]
 fn meta_tensors_give_shapes() {
-    native::is_ready()
-        .then_some(())
-        .unwrap_or_else(|| panic!("{}", status()));
+    assert!(native::is_ready(), "{}", status());
     let code = "\
 class Probe(Module):
   __parameters__ = []
