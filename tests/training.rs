@@ -1,5 +1,7 @@
 //! The whole way: data set in, run folder, predictions and scores out; interrupted and resumed to the same weights.
 
+#![allow(clippy::unwrap_used)]
+
 mod util;
 
 use std::fs;
@@ -7,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use util::{arg, program, run, Outcome, QUICK};
+use util::{arg, program, run, Outcome, FEW_STEPS, QUICK};
 
 fn train(dataset: &Path, out: &Path, more: &[&str]) -> Outcome {
     let mut args = vec!["train", arg(dataset), "--out", arg(out)];
@@ -21,7 +23,7 @@ fn png_data_set_from_training_to_scores() {
     let dir = tempfile::tempdir().unwrap();
     let dataset = util::png_dataset(dir.path(), 10);
     let out = dir.path().join("run");
-    let trained = train(&dataset, &out, &[]).expect_success();
+    let trained = train(&dataset, &out, &FEW_STEPS).expect_success();
     assert!(trained.stdout.contains("Dice pooled"), "{}", trained.stdout);
     for file in [
         "config.json",
@@ -106,7 +108,7 @@ fn png_data_set_from_training_to_scores() {
 
     // A run is never overwritten.
     let before = fs::read(out.join("checkpoint_final.safetensors")).unwrap();
-    train(&dataset, &out, &[]).expect_failure(2, &["already holds a run", "--resume"]);
+    train(&dataset, &out, &FEW_STEPS).expect_failure(2, &["already holds a run", "--resume"]);
     assert_eq!(
         fs::read(out.join("checkpoint_final.safetensors")).unwrap(),
         before

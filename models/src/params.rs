@@ -82,6 +82,15 @@ impl ParamStore {
             .collect()
     }
 
+    /// Every tensor once, under its first name, buffers included, in order. They share storage with the network's.
+    pub fn stored(&self) -> Vec<(String, Tensor)> {
+        self.entries
+            .iter()
+            .filter(|(_, e)| !matches!(e.kind, EntryKind::Alias(_)))
+            .map(|(name, e)| (name.clone(), e.tensor.shallow_clone()))
+            .collect()
+    }
+
     /// Sets every gradient that exists to zero.
     pub fn zero_grad(&self) {
         self.trainable()

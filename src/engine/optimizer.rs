@@ -208,7 +208,7 @@ impl Slot {
     fn sgd(&mut self, grad: Tensor, lr: f64, config: &OptimizerConfig) {
         let mut grad = grad;
         if config.weight_decay != 0.0 {
-            grad = grad + &self.parameter * config.weight_decay;
+            grad += &self.parameter * config.weight_decay;
         }
         let buffer = match &mut self.first {
             Some(buffer) => {

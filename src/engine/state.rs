@@ -8,7 +8,7 @@ use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use vision_mamba_models::weights::{read_metadata, read_tensors, save_tensors};
-use vision_mamba_models::{EntryKind, ParamStore};
+use vision_mamba_models::ParamStore;
 
 use super::optimizer::Optimizer;
 
@@ -34,15 +34,6 @@ pub struct Progress {
     pub best_ema: Option<f64>,
 }
 
-/// Every tensor of the network once, under its first name.
-pub fn stored(params: &ParamStore) -> Vec<(String, Tensor)> {
-    params
-        .entries()
-        .filter(|(_, _, kind)| !matches!(kind, EntryKind::Alias(_)))
-        .map(|(name, tensor, _)| (name.to_string(), tensor.shallow_clone()))
-        .collect()
-}
-
 const PROGRESS_KEY: &str = "progress";
 
 /// Writes the state.
@@ -52,7 +43,8 @@ pub fn save(
     params: &ParamStore,
     optimizer: &Optimizer,
 ) -> Result<()> {
-    let weights = stored(params)
+    let weights = params
+        .stored()
         .into_iter()
         .map(|(name, tensor)| (format!("weight.{name}"), tensor));
     let tensors: Vec<(String, Tensor)> = weights.chain(optimizer.state()).collect();
@@ -73,7 +65,7 @@ pub fn load(path: &Path, params: &ParamStore, optimizer: &mut Optimizer) -> Resu
     let metadata = read_metadata(path).with_context(damaged)?;
     let progress = metadata.get(PROGRESS_KEY).with_context(damaged)?;
     let progress: Progress = serde_json::from_str(progress).with_context(damaged)?;
-    for (name, mut tensor) in stored(params) {
+    for (name, mut tensor) in params.stored() {
         match tensors.get(&format!("weight.{name}")) {
             Some(saved) if saved.size() == tensor.size() => {
                 tch::no_grad(|| tensor.copy_(saved));

@@ -241,7 +241,7 @@ impl Trainer<'_> {
             ("preset".to_string(), self.config.preset.clone()),
             ("step".to_string(), step.to_string()),
         ]);
-        weights::save_tensors(path, &state::stored(&self.built.params), &metadata)
+        weights::save_safetensors(path, &self.built.params, &metadata)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 

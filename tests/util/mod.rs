@@ -226,13 +226,11 @@ pub fn arg(path: &Path) -> &str {
 }
 
 /// Options of a training run that ends in seconds.
-pub const QUICK: [&str; 12] = [
+pub const QUICK: [&str; 10] = [
     "--model",
     "umamba_bot_tiny_2d",
     "--epochs",
     "2",
-    "--steps-per-epoch",
-    "6",
     "--batch-size",
     "2",
     "--validation-steps",
@@ -240,3 +238,6 @@ pub const QUICK: [&str; 12] = [
     "--patch-size",
     "32x32",
 ];
+
+/// Steps an epoch that go with [`QUICK`].
+pub const FEW_STEPS: [&str; 2] = ["--steps-per-epoch", "6"];

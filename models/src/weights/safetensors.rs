@@ -1,12 +1,11 @@
 //! The safetensors format: written whole or not at all, read only when every name, shape and kind fits.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::{EntryKind, ModelError, ParamStore};
@@ -16,14 +15,14 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Bytes in front of the header, holding its length.
 const LENGTH_BYTES: u64 = 8;
 
-/// Writes the whole state dict, second names included, with some text beside it. The file appears complete under its name
-/// or not at all; an earlier one stays until then.
+/// Writes every tensor of the network once, under its first state-dict name (U-Mamba has up to four names for one), with
+/// some text beside it. The file appears complete under its name or not at all; an earlier one stays until then.
 pub fn save_safetensors(
     path: &Path,
     params: &ParamStore,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), ModelError> {
-    save_tensors(path, &params.state_dict(), metadata)
+    save_tensors(path, &params.stored(), metadata)
 }
 
 /// Writes any named tensors as [`save_safetensors`] does.
@@ -35,13 +34,6 @@ pub fn save_tensors(
     let io = |source| ModelError::Io {
         path: path.to_path_buf(),
         source,
-    };
-    let refused = |e: safetensors::SafeTensorError| match e {
-        safetensors::SafeTensorError::IoError(source) => io(source),
-        other => ModelError::BadFile {
-            path: path.to_path_buf(),
-            reason: format!("cannot be written: {other}"),
-        },
     };
     let stored = |(name, tensor): &(String, Tensor)| {
         Ok::<_, ModelError>((name.clone(), Stored::of(tensor)?))
@@ -55,14 +47,47 @@ pub fn save_tensors(
         .prefix(".writing-")
         .tempfile_in(folder)
         .map_err(io)?;
-    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
-    let metadata = (!metadata.is_empty()).then_some(metadata);
-    safetensors::serialize_to_file(tensors, metadata, temporary.path()).map_err(refused)?;
+    write_sorted(temporary.as_file(), tensors, metadata).map_err(io)?;
     make_readable(temporary.as_file()).map_err(io)?;
     temporary.as_file().sync_all().map_err(io)?;
     temporary.persist(path).map_err(|e| io(e.error))?;
     // the rename itself must survive a power cut too
     File::open(folder).and_then(|f| f.sync_all()).map_err(io)
+}
+
+/// Writes header and values. The library's own writer lists the metadata in an order that changes from run to run; equal
+/// content should give equal bytes, so that files can be compared and hashed.
+fn write_sorted(
+    file: &File,
+    mut tensors: Vec<(String, Stored)>,
+    metadata: &BTreeMap<String, String>,
+) -> std::io::Result<()> {
+    // The widest elements come first, so that every tensor starts at a multiple of its element size.
+    tensors.sort_by(|(a, x), (b, y)| y.dtype.bitsize().cmp(&x.dtype.bitsize()).then(a.cmp(b)));
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".to_string(), serde_json::json!(metadata));
+    }
+    let mut end = 0;
+    for (name, tensor) in &tensors {
+        let start = end;
+        end += tensor.bytes.len();
+        let info = TensorInfo {
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            data_offsets: (start, end),
+        };
+        header.insert(name.clone(), serde_json::to_value(info)?);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(LENGTH_BYTES as usize), b' ');
+    let mut out = BufWriter::new(file);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    for (_, tensor) in &tensors {
+        out.write_all(&tensor.bytes)?;
+    }
+    out.flush()
 }
 
 /// All tensors of a file by name, as stored.
@@ -336,20 +361,5 @@ impl Stored {
             shape,
             bytes,
         })
-    }
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-    fn data_len(&self) -> usize {
-        self.bytes.len()
     }
 }
