@@ -70,6 +70,16 @@ fn put_in_place(built: &Path, staged: &Path, destination: &Path) -> std::io::Res
 }
 
 fn build(lib: &Path, out: &Path) -> PathBuf {
+    let found = compiler()
+        .try_get_compiler()
+        .map(|tool| tool.to_command().arg("--version").output());
+    match found {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => fail(&format!(
+            "the C++ compiler does not start: {error}\n{REMEDY}"
+        )),
+        Err(error) => fail(&format!("there is no C++ compiler: {error}\n{REMEDY}")),
+    }
     let units = units(&lib.with_file_name("include"));
     let objects: Vec<Vec<PathBuf>> = std::thread::scope(|scope| {
         let running: Vec<_> = units
