@@ -226,6 +226,17 @@ fn prediction_names_the_bad_case_and_does_the_rest() {
         arg(&pred),
     ])
     .expect_failure(2, &["holds no run"]);
+    let one = images.join("disc_004_0000.png");
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&one),
+        "-o",
+        arg(&dir.path().join("one.xyz")),
+    ])
+    .expect_failure(2, &["one.xyz", ".nii.gz"]);
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     run(&[

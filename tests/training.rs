@@ -349,3 +349,73 @@ fn a_diverging_run_ends_with_advice_and_counts_its_steps() {
     )
     .expect_failure(1, &["diverged", "--lr"]);
 }
+
+#[test]
+fn several_channels_are_trained_and_predicted_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = util::png_dataset(dir.path(), 4);
+    for part in ["imagesTr", "imagesTs"] {
+        for entry in fs::read_dir(dataset.join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, arg(&path).replace("_0000", "_0001")).unwrap();
+        }
+    }
+    let json = fs::read_to_string(dataset.join("dataset.json")).unwrap();
+    let json = json.replace("\"0\": \"MR\"", "\"0\": \"MR\", \"1\": \"noNorm\"");
+    fs::write(dataset.join("dataset.json"), json).unwrap();
+    for model in ["umamba_bot_tiny_2d", "mamba_unet_tiny"] {
+        let out = dir.path().join(model);
+        run(&[
+            "train",
+            arg(&dataset),
+            "--out",
+            arg(&out),
+            "--model",
+            model,
+            "--fold",
+            "all",
+            "--epochs",
+            "1",
+            "--steps-per-epoch",
+            "2",
+            "--batch-size",
+            "2",
+            "--validation-steps",
+            "1",
+        ])
+        .expect_success();
+        let config: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["training"]["batch_size"], 2);
+        let pred = dir.path().join(format!("{model}-pred"));
+        run(&[
+            "predict",
+            "--run",
+            arg(&out),
+            "-i",
+            arg(&dataset.join("imagesTs")),
+            "-o",
+            arg(&pred),
+        ])
+        .expect_success();
+        assert!(pred.join("disc_004.png").is_file());
+        // One channel alone is refused, by name.
+        let lone = dir.path().join(format!("{model}-lone"));
+        fs::create_dir(&lone).unwrap();
+        fs::copy(
+            dataset.join("imagesTs/disc_004_0000.png"),
+            lone.join("disc_004_0000.png"),
+        )
+        .unwrap();
+        run(&[
+            "predict",
+            "--run",
+            arg(&out),
+            "-i",
+            arg(&lone),
+            "-o",
+            arg(&pred),
+        ])
+        .expect_failure(1, &["disc_004_0001.png"]);
+    }
+}

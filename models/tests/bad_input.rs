@@ -135,10 +135,6 @@ fn data_of_the_wrong_kind() {
         &["2-D"],
     );
     says(
-        preset("mamba_unet").unwrap().for_data(1, 2, 2, &[64, 50]),
-        &["training_patch", "multiples of 32"],
-    );
-    says(
         preset("umamba_bot_2d").unwrap().for_data(1, 2, 2, &[64]),
         &["training_patch"],
     );

@@ -25,7 +25,7 @@ impl Progress {
         let bar = printer.draws_bars().then(|| {
             let bar = ProgressBar::new(length);
             if let Ok(style) = ProgressStyle::with_template(
-                "{prefix} {wide_bar:.cyan/dim} {pos}/{len} {msg} {elapsed}<{eta}",
+                "{prefix} {wide_bar:.cyan/dim} {pos}/{len} {msg} [{elapsed}]",
             ) {
                 bar.set_style(style);
             }
@@ -55,7 +55,6 @@ impl Progress {
         self.done = done;
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-            bar.reset_eta();
         }
     }
 

@@ -13,6 +13,9 @@ use crate::engine::run_folder::{write_json, RunFolder};
 use crate::inference::volume::{segment, Member, PredictOptions};
 use crate::runtime::{self, StopFlag};
 
+/// Formats that label maps can be written in.
+const LABEL_ENDINGS: [&str; 3] = [".png", ".nii", ".nii.gz"];
+
 /// Predicts every case; a case that fails is named, the rest is done, and the command fails at the end.
 pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()> {
     if !(args.tile_step > 0.0 && args.tile_step <= 1.0) {
@@ -52,6 +55,15 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
         first.plan.channel_names.len(),
     )?;
     let single_file = args.input.is_file();
+    if single_file && !args.output.is_dir() {
+        let name = args.output.to_string_lossy();
+        if !LABEL_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+            return Err(Misuse::error(format!(
+                "-o {name}: label maps are written as {}; give a file with one of these endings or a folder",
+                LABEL_ENDINGS.join(", ")
+            )));
+        }
+    }
     let targets: Vec<PathBuf> = cases
         .iter()
         .map(|case| target(args, single_file, &case.id, &first.plan.file_ending))
@@ -87,7 +99,9 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
                 }
                 Err(error) => {
                     let text = format!("{}: {error:#}", case.id);
-                    bar.line(&format!("warning: {text}"));
+                    if cases.len() > 1 {
+                        bar.line(&format!("warning: {text}"));
+                    }
                     failures.push(text);
                 }
             }

@@ -114,7 +114,7 @@ impl MambaUnetConfig {
         Ok(())
     }
 
-    /// Fitted to a data set: channels and classes.
+    /// Fitted to a data set: channels and classes. The patch decides nothing here; the caller rounds it to the divisor.
     pub fn for_data(
         &self,
         in_channels: i64,
@@ -134,14 +134,6 @@ impl MambaUnetConfig {
                 self.patch_size
             );
             return Err(ModelError::config("patch_size", message));
-        }
-        let by = self.patch_size << (LEVELS - 1);
-        if training_patch
-            .iter()
-            .any(|side| side % by != 0 || *side < by)
-        {
-            let message = format!("{training_patch:?}, expected multiples of {by}");
-            return Err(ModelError::config("training_patch", message));
         }
         Ok(Self {
             input_channels: in_channels,
