@@ -281,6 +281,16 @@ fn damaged_checkpoints_are_refused() {
     fs::remove_file(&checkpoint).unwrap();
     predict().expect_success();
 
+    run(&[
+        "train",
+        arg(&dataset),
+        "--out",
+        arg(&out),
+        "--resume",
+        "--epochs",
+        "9",
+    ])
+    .expect_failure(2, &["--resume", "--epochs"]);
     let state = out.join("training_state.safetensors");
     let bytes = fs::read(&state).unwrap();
     fs::write(&state, &bytes[..bytes.len() / 3]).unwrap();

@@ -8,15 +8,19 @@ pub mod progress;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::{Cli, Command, EvaluateCommand, ModelsCommand};
 use printer::Printer;
 
 /// Parses the arguments, runs the command and turns its outcome into an exit code.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command()
+        .try_get_matches()
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // clap prints help and version on stdout (exit 0) and misuse on stderr (exit 2).
             let code = u8::try_from(error.exit_code()).unwrap_or(exit::MISUSE);
@@ -25,7 +29,7 @@ pub fn run() -> ExitCode {
         }
     };
     let printer = Printer::new(cli.global.verbose, cli.global.quiet);
-    match dispatch(cli, &printer) {
+    match resume_alone(&cli, &matches).and_then(|()| dispatch(cli, &printer)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = exit::code_of(&error);
@@ -35,6 +39,36 @@ pub fn run() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// What may be typed beside `--resume`: the rest is the run's own and would otherwise be passed over in silence.
+const BESIDE_RESUME: [&str; 9] = [
+    "dataset", "out", "resume", "model", "workers", "device", "threads", "quiet", "verbose",
+];
+
+fn resume_alone(cli: &Cli, matches: &ArgMatches) -> anyhow::Result<()> {
+    let Command::Train(args) = &cli.command else {
+        return Ok(());
+    };
+    let Some(typed) = matches.subcommand_matches("train").filter(|_| args.resume) else {
+        return Ok(());
+    };
+    let ignored: Vec<String> = typed
+        .ids()
+        .map(clap::Id::as_str)
+        // The struct of options is a group of its own, named like the type.
+        .filter(|id| id.starts_with(char::is_lowercase))
+        .filter(|id| typed.value_source(id) == Some(ValueSource::CommandLine))
+        .filter(|id| !BESIDE_RESUME.contains(id))
+        .map(|id| format!("--{}", id.replace('_', "-")))
+        .collect();
+    if ignored.is_empty() {
+        return Ok(());
+    }
+    Err(exit::Misuse::error(format!(
+        "--resume goes on with the options the run was started with; leave out {}",
+        ignored.join(", ")
+    )))
 }
 
 fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {

@@ -96,6 +96,7 @@ fn workers(args: &TrainArgs) -> usize {
 
 fn reopen(args: &TrainArgs) -> Result<(RunFolder, RunConfig, Plan)> {
     let folder = RunFolder::open(&args.out)?;
+    folder.sweep()?;
     let config: RunConfig = RunFolder::read_json(&folder.config())?;
     if let Some(model) = args.model.as_ref().filter(|m| **m != config.preset) {
         return Err(Misuse::error(format!(

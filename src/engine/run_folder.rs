@@ -81,6 +81,23 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// Removes what a killed run left half-written.
+    pub fn sweep(&self) -> Result<()> {
+        for folder in [self.root.clone(), self.validation()] {
+            let Ok(entries) = fs::read_dir(&folder) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                if entry.file_name().to_string_lossy().starts_with(".writing-") {
+                    let path = entry.path();
+                    fs::remove_file(&path)
+                        .with_context(|| format!("cannot remove {}", path.display()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The folder itself.
     pub fn root(&self) -> &Path {
         &self.root
@@ -244,6 +261,16 @@ mod tests {
         text.push_str("{\"epoch\": 1, \"tra");
         fs::write(folder.log(), text).unwrap();
         assert_eq!(folder.read_log().unwrap(), vec![row]);
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_run_are_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(dir.path()).unwrap();
+        write_atomic(&folder.config(), b"{}").unwrap();
+        fs::write(dir.path().join(".writing-Ab3"), b"half").unwrap();
+        folder.sweep().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
