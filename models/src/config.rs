@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::suggest::nearest;
 use crate::unet::{MambaUnetConfig, UMambaConfig};
-use crate::ModelError;
+use crate::{ModelError, Task};
 
 /// A network before it is built. The key `arch` names the variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,13 @@ impl NetworkSpec {
             what: what.to_string(),
             reason: e.message().to_string(),
         })
+    }
+
+    /// What the network is for.
+    pub fn task(&self) -> Task {
+        match self {
+            NetworkSpec::Umamba(_) | NetworkSpec::MambaUnet(_) => Task::Segmentation,
+        }
     }
 
     /// Number of spatial axes.

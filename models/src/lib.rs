@@ -25,6 +25,6 @@ pub use config::NetworkSpec;
 pub use describe::{describe, Description};
 pub use error::ModelError;
 pub use init::Init;
-pub use network::{Built, SegmentationNetwork, Stage};
+pub use network::{Backbone, Built, Network, Stage, Task};
 pub use params::{EntryKind, ParamStore, Scope};
 pub use registry::{build, preset, presets, PresetEntry};

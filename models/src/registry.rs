@@ -4,7 +4,7 @@ use tch::Device;
 
 use crate::suggest::nearest;
 use crate::unet::{MambaUnet, UMamba};
-use crate::{Built, ModelError, NetworkSpec, Scope, SegmentationNetwork};
+use crate::{Built, ModelError, NetworkSpec, Scope, Network};
 
 /// A named configuration.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +79,7 @@ pub fn preset(name: &str) -> Result<NetworkSpec, ModelError> {
 /// Builds and initialises a network. Initial values come from libtorch's global generator, which the caller seeds.
 pub fn build(spec: &NetworkSpec, device: Device) -> Result<Built, ModelError> {
     let (net, params) = Scope::build(device, |root| {
-        Ok::<Box<dyn SegmentationNetwork>, _>(match spec {
+        Ok::<Box<dyn Network>, _>(match spec {
             NetworkSpec::Umamba(config) => Box::new(UMamba::new(root, config)?),
             NetworkSpec::MambaUnet(config) => Box::new(MambaUnet::new(root, config)?),
         })

@@ -14,16 +14,20 @@ const DEFAULT_SIDE: i64 = 224;
 /// Prints the table of presets.
 pub fn list(args: &ModelsListArgs, printer: &Printer) -> Result<()> {
     if args.json {
-        let rows: Vec<_> = presets()
+        let rows = presets()
             .iter()
-            .map(|p| serde_json::json!({ "name": p.name, "summary": p.summary }))
-            .collect();
+            .map(|p| {
+                let task = p.spec()?.task();
+                Ok(serde_json::json!({ "name": p.name, "task": task, "summary": p.summary }))
+            })
+            .collect::<Result<Vec<_>>>()?;
         printer.data(&serde_json::to_string_pretty(&rows)?);
         return Ok(());
     }
     let width = presets().iter().map(|p| p.name.len()).max().unwrap_or(0);
     for entry in presets() {
-        printer.data(&format!("{:width$}  {}", entry.name, entry.summary));
+        let task = entry.spec()?.task().to_string();
+        printer.data(&format!("{:width$}  {task:14}  {}", entry.name, entry.summary));
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use vision_mamba_models::unet::umamba::PerStage;
 use vision_mamba_models::unet::{MambaUnet, MambaUnetConfig, UMamba, UMambaConfig};
 use vision_mamba_models::vision::patch::{PatchEmbed, PatchExpand, PatchMerging};
 use vision_mamba_models::vision::{Ss2d, Ss2dConfig, VssBlock};
-use vision_mamba_models::{EntryKind, ModelError, ParamStore, Scope, SegmentationNetwork};
+use vision_mamba_models::{EntryKind, ModelError, ParamStore, Scope, Network};
 
 use crate::case::{Case, Fallible};
 use crate::compare::Report;

@@ -19,7 +19,7 @@ use crate::layers::{Conv, ConvOptions, LayerNorm, Linear};
 use crate::network::check_input;
 use crate::vision::patch::{PatchEmbed, PatchExpand, PatchMerging};
 use crate::vision::{Ss2dConfig, VssBlock, VSSM_LINEAR};
-use crate::{Init, ModelError, Scope, SegmentationNetwork, Stage};
+use crate::{Init, ModelError, Scope, Network, Stage};
 
 /// Levels of the network; the reference's skip connections are written for this number.
 const LEVELS: usize = 4;
@@ -308,7 +308,7 @@ impl MambaUnet {
     }
 }
 
-impl SegmentationNetwork for MambaUnet {
+impl Network for MambaUnet {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>, ModelError> {
         let in_chans = self.config.in_chans();
         let repeats = self.config.repeat_single_channel && in_chans == REPEATED;

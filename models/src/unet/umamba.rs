@@ -20,7 +20,7 @@ use super::topology::Topology;
 use crate::layers::{Conv, LayerNorm};
 use crate::network::check_input;
 use crate::ssm::{Mamba, MambaConfig};
-use crate::{ModelError, Scope, SegmentationNetwork, Stage};
+use crate::{ModelError, Scope, Network, Stage};
 
 /// One number for all stages, or one each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -446,7 +446,7 @@ impl UMamba {
     }
 }
 
-impl SegmentationNetwork for UMamba {
+impl Network for UMamba {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>, ModelError> {
         let divisor = self.divisor();
         check_input(x, &[self.config.input_channels], &divisor)?;
