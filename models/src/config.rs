@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnetConfig, UMambaConfig};
+use crate::unet::{MambaUnetConfig, UMambaConfig, UvmNetConfig};
 use crate::{ModelError, Task};
 
 /// A network before it is built. The key `arch` names the variant.
@@ -15,6 +15,8 @@ pub enum NetworkSpec {
     Umamba(UMambaConfig),
     /// Mamba-UNet, 2-D.
     MambaUnet(MambaUnetConfig),
+    /// UVM-Net, 2-D.
+    Uvmnet(UvmNetConfig),
 }
 
 impl NetworkSpec {
@@ -30,6 +32,7 @@ impl NetworkSpec {
     pub fn task(&self) -> Task {
         match self {
             NetworkSpec::Umamba(_) | NetworkSpec::MambaUnet(_) => Task::Segmentation,
+            NetworkSpec::Uvmnet(_) => Task::Restoration,
         }
     }
 
@@ -37,7 +40,7 @@ impl NetworkSpec {
     pub fn spatial_dims(&self) -> usize {
         match self {
             NetworkSpec::Umamba(c) => c.spatial_dims(),
-            NetworkSpec::MambaUnet(_) => 2,
+            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) => 2,
         }
     }
 
@@ -46,14 +49,16 @@ impl NetworkSpec {
         match self {
             NetworkSpec::Umamba(c) => c.input_channels,
             NetworkSpec::MambaUnet(c) => c.input_channels,
+            NetworkSpec::Uvmnet(c) => c.input_channels,
         }
     }
 
-    /// Classes it tells apart, background included.
+    /// Classes it tells apart, background included; for restoration the channels of the image it gives.
     pub fn num_classes(&self) -> i64 {
         match self {
             NetworkSpec::Umamba(c) => c.num_classes,
             NetworkSpec::MambaUnet(c) => c.num_classes,
+            NetworkSpec::Uvmnet(c) => c.output_channels,
         }
     }
 
@@ -141,6 +146,9 @@ impl NetworkSpec {
             NetworkSpec::MambaUnet(c) => {
                 NetworkSpec::MambaUnet(c.for_data(in_channels, num_classes, training_patch)?)
             }
+            NetworkSpec::Uvmnet(c) => {
+                NetworkSpec::Uvmnet(c.for_data(in_channels, num_classes, training_patch)?)
+            }
         };
         spec.validate()?;
         Ok(spec)
@@ -151,6 +159,7 @@ impl NetworkSpec {
         match self {
             NetworkSpec::Umamba(c) => c.resolve().map(drop),
             NetworkSpec::MambaUnet(c) => c.validate(),
+            NetworkSpec::Uvmnet(c) => c.validate(),
         }
     }
 }

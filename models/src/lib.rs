@@ -27,4 +27,4 @@ pub use error::ModelError;
 pub use init::Init;
 pub use network::{Backbone, Built, Network, Stage, Task};
 pub use params::{EntryKind, ParamStore, Scope};
-pub use registry::{build, preset, presets, PresetEntry};
+pub use registry::{build, outline, preset, presets, PresetEntry};

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 
 use indexmap::IndexMap;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{Init, ModelError};
 
@@ -30,6 +30,8 @@ struct Entry {
 /// The named tensors of one network.
 pub struct ParamStore {
     device: Device,
+    /// Names and shapes only: every tensor is one zero, seen as often as its shape says.
+    outline: bool,
     entries: IndexMap<String, Entry>,
 }
 
@@ -111,8 +113,19 @@ impl Scope<'_> {
         device: Device,
         make: impl FnOnce(&Scope) -> Result<T, ModelError>,
     ) -> Result<(T, ParamStore), ModelError> {
+        Self::build_as(device, false, make)
+    }
+
+    /// [`build`](Self::build), or with `outline` the names and shapes alone: nothing to compute with, but a network of
+    /// any size takes no memory.
+    pub(crate) fn build_as<T>(
+        device: Device,
+        outline: bool,
+        make: impl FnOnce(&Scope) -> Result<T, ModelError>,
+    ) -> Result<(T, ParamStore), ModelError> {
         let store = RefCell::new(ParamStore {
             device,
+            outline,
             entries: IndexMap::new(),
         });
         let made = make(&Scope {
@@ -153,6 +166,21 @@ impl Scope<'_> {
         self.register(name, shape, init, EntryKind::Buffer, false)
     }
 
+    /// Registers a whole number that is stored but not trained; 0 at first.
+    pub fn counter(&self, name: &str) -> Result<Tensor, ModelError> {
+        let device = self.store.borrow().device;
+        let tensor = Tensor::f_zeros([0i64; 0], (Kind::Int64, device))?;
+        self.insert(
+            self.path(name),
+            Entry {
+                tensor: tensor.shallow_clone(),
+                kind: EntryKind::Buffer,
+                weight_decay: false,
+            },
+        )?;
+        Ok(tensor)
+    }
+
     fn register(
         &self,
         name: &str,
@@ -162,10 +190,15 @@ impl Scope<'_> {
         weight_decay: bool,
     ) -> Result<Tensor, ModelError> {
         let path = self.path(name);
-        let device = self.store.borrow().device;
-        let tensor = init
-            .make(shape, device)?
-            .set_requires_grad(kind == EntryKind::Parameter);
+        let (device, outline) = {
+            let store = self.store.borrow();
+            (store.device, store.outline)
+        };
+        let tensor = match outline {
+            true => Tensor::f_zeros([1], (Kind::Float, device))?.f_expand(shape, false)?,
+            false => init.make(shape, device)?,
+        };
+        let tensor = tensor.set_requires_grad(kind == EntryKind::Parameter);
         self.insert(
             path,
             Entry {

@@ -3,8 +3,8 @@
 use tch::Device;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnet, UMamba};
-use crate::{Built, ModelError, NetworkSpec, Scope, Network};
+use crate::unet::{MambaUnet, UMamba, UvmNet};
+use crate::{Built, ModelError, Network, NetworkSpec, Scope};
 
 /// A named configuration.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,12 @@ static PRESETS: &[PresetEntry] = &[
         "Mamba-UNet, 32 to 256 features, one block a level, for a laptop"
     ),
     preset_entry!("mamba_unet_tiny", "Mamba-UNet, 8 to 64 features, for tests"),
+    preset_entry!("uvmnet", "UVM-Net for dehazing, corrected, any image size"),
+    preset_entry!(
+        "uvmnet_upstream",
+        "UVM-Net exactly as its code was published, 1.0e9 parameters"
+    ),
+    preset_entry!("uvmnet_tiny", "UVM-Net, 4 to 64 features, for tests"),
 ];
 
 impl PresetEntry {
@@ -78,10 +84,21 @@ pub fn preset(name: &str) -> Result<NetworkSpec, ModelError> {
 
 /// Builds and initialises a network. Initial values come from libtorch's global generator, which the caller seeds.
 pub fn build(spec: &NetworkSpec, device: Device) -> Result<Built, ModelError> {
-    let (net, params) = Scope::build(device, |root| {
+    assemble(spec, device, false)
+}
+
+/// The network with names and shapes but without values, to be described and not to be run: it takes no memory,
+/// however many parameters it has.
+pub fn outline(spec: &NetworkSpec) -> Result<Built, ModelError> {
+    assemble(spec, Device::Cpu, true)
+}
+
+fn assemble(spec: &NetworkSpec, device: Device, outline: bool) -> Result<Built, ModelError> {
+    let (net, params) = Scope::build_as(device, outline, |root| {
         Ok::<Box<dyn Network>, _>(match spec {
             NetworkSpec::Umamba(config) => Box::new(UMamba::new(root, config)?),
             NetworkSpec::MambaUnet(config) => Box::new(MambaUnet::new(root, config)?),
+            NetworkSpec::Uvmnet(config) => Box::new(UvmNet::new(root, config)?),
         })
     })?;
     Ok(Built {

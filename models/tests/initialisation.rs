@@ -91,6 +91,35 @@ fn mamba_unet_rule(name: &str, shape: &[i64]) -> Option<Rule> {
     })
 }
 
+/// UVM-Net: PyTorch's and Mamba's own rules throughout.
+fn uvmnet_rule(name: &str, shape: &[i64]) -> Option<Rule> {
+    if let Some((_, name)) = name.split_once(".model") {
+        return umamba_rule(&format!("mamba_layer.mamba.{}", &name[2..]), shape);
+    }
+    let (module, last) = name.rsplit_once('.')?;
+    let norm = module.ends_with("ln") || module.ends_with("conv.1") || module.ends_with("conv.4");
+    Some(match (norm, last, shape.len()) {
+        (true, "weight", 1) => Rule::Constant(1.0),
+        (true, "bias", 1) => Rule::Constant(0.0),
+        (false, "weight", 4) => torch_default(fan_in(shape)),
+        (false, "bias", 1) if module.ends_with("convb.2") => torch_default(16.0 * 9.0),
+        (false, "bias", 1) if module.ends_with(".up") => torch_default(shape[0] as f64 * 4.0),
+        (false, "bias", 1) if module == "outc.conv" => torch_default(8.0),
+        (false, "bias", 1) if module.ends_with("smooth") => torch_default(shape[0] as f64 * 9.0),
+        (false, "bias", 1) if module.ends_with("convb.0") => {
+            // inputs of the block, with eight features at the finest level
+            let inputs = match (&name[..2], name.as_bytes().get(2), name.as_bytes().get(4)) {
+                ("in", _, _) => 3,
+                ("up", Some(step), _) => 16 << (b'4' - step),
+                ("do", _, Some(level)) => 8 << (level - b'1'),
+                _ => return None,
+            };
+            torch_default(f64::from(inputs) * 9.0)
+        }
+        _ => return None,
+    })
+}
+
 fn number(t: Tensor) -> f64 {
     t.double_value(&[])
 }
@@ -187,6 +216,18 @@ fn mamba_unet_starts_as_the_reference() {
         &build(&preset("mamba_unet_small").unwrap(), Device::Cpu).unwrap(),
         mamba_unet_rule,
     );
+}
+
+#[test]
+fn uvmnet_starts_as_the_reference() {
+    let _turn = turn();
+    for bilinear in ["true", "false"] {
+        tch::manual_seed(13);
+        let overrides = &[("base_channels", "8"), ("bilinear", bilinear)];
+        let spec = preset("uvmnet_tiny").unwrap();
+        let spec = spec.with_overrides(overrides).unwrap();
+        check_all(&build(&spec, Device::Cpu).unwrap(), uvmnet_rule);
+    }
 }
 
 #[test]

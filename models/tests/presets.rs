@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use tch::{no_grad, Device, Kind, Tensor};
 use vision_mamba_models::weights::{load_strict, read_metadata, save_safetensors};
-use vision_mamba_models::{build, describe, preset, presets, Built, EntryKind, NetworkSpec};
+use vision_mamba_models::{
+    build, describe, outline, preset, presets, Built, EntryKind, NetworkSpec, Task,
+};
 
 /// The preset with its big numbers made small; every kind of layer stays.
 fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
@@ -26,12 +28,22 @@ fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
             ("depths", "[1,1,1,1]"),
             ("d_state", "4"),
         ],
+        NetworkSpec::Uvmnet(_) => &[("base_channels", "4"), ("ub_size", "8")],
     };
     spec.with_overrides(overrides).unwrap()
 }
 
 fn input(built: &Built) -> Tensor {
-    let sides = built.net.divisor().into_iter().map(|by| by * 2);
+    // what can be halved to nothing has a smallest size of its own
+    let smallest = match built.spec.task() {
+        Task::Restoration => 32,
+        _ => 1,
+    };
+    let sides = built
+        .net
+        .divisor()
+        .into_iter()
+        .map(|by| smallest.max(by * 2));
     let shape: Vec<i64> = [2, built.spec.in_channels()]
         .into_iter()
         .chain(sides)
@@ -238,4 +250,17 @@ fn a_description_follows_the_data() {
         Some("encoder.stem.0.conv1.weight")
     );
     assert_eq!(alias.dtype, "float32");
+}
+
+#[test]
+fn an_outline_is_described_as_the_network_is() {
+    for entry in presets() {
+        let spec = stand_in(&entry.spec().unwrap());
+        let built = build(&spec, Device::Cpu).unwrap();
+        let (told, drawn) = (
+            describe(&built, &[64]),
+            describe(&outline(&spec).unwrap(), &[64]),
+        );
+        assert_eq!(told, drawn, "{}", entry.name);
+    }
 }

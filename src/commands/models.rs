@@ -1,8 +1,7 @@
 //! `models list` and `models show`.
 
 use anyhow::Result;
-use tch::Device;
-use vision_mamba_models::{build, describe, preset, presets};
+use vision_mamba_models::{describe, outline, preset, presets};
 
 use crate::cli::args::{ModelsListArgs, ModelsShowArgs};
 use crate::cli::exit::Misuse;
@@ -27,7 +26,10 @@ pub fn list(args: &ModelsListArgs, printer: &Printer) -> Result<()> {
     let width = presets().iter().map(|p| p.name.len()).max().unwrap_or(0);
     for entry in presets() {
         let task = entry.spec()?.task().to_string();
-        printer.data(&format!("{:width$}  {task:14}  {}", entry.name, entry.summary));
+        printer.data(&format!(
+            "{:width$}  {task:14}  {}",
+            entry.name, entry.summary
+        ));
     }
     Ok(())
 }
@@ -38,7 +40,7 @@ pub fn show(args: &ModelsShowArgs, printer: &Printer) -> Result<()> {
     let spec = spec
         .with_overrides(&parse_overrides(&args.set)?)
         .map_err(|e| Misuse::error(e.to_string()))?;
-    let built = build(&spec, Device::Cpu)?;
+    let built = outline(&spec)?;
     let description = describe(
         &built,
         &args.input_size.as_ref().map_or_else(

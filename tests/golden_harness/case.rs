@@ -81,6 +81,7 @@ const SECTIONS: &[&str] = &[
     "cot",
     "grad",
     "grad_in",
+    "after",
     "out64",
     "grad_in64",
 ];

@@ -4,8 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tch::Device;
-use vision_mamba_models::{build, describe, preset, Description, NetworkSpec};
+use vision_mamba_models::{describe, outline, preset, Description, NetworkSpec};
 
 use crate::case::Fallible;
 use crate::compare::Report;
@@ -25,6 +24,7 @@ const PRESETS: &[(&str, &str)] = &[
     ("umamba_bot_2d", "umamba_bot_2d"),
     ("umamba_bot_3d", "umamba_bot_3d"),
     ("mambaunet_in3_d2222", "mamba_unet"),
+    ("uvmnet", "uvmnet_upstream"),
 ];
 
 /// Builds the network from the listing's configuration, and the preset of the same network, and compares both.
@@ -49,6 +49,7 @@ fn spec(listing: &Listing) -> Fallible<NetworkSpec> {
         name if name.starts_with("mambaunet_") => {
             NetworkSpec::MambaUnet(modules::mamba_unet(&config)?)
         }
+        "uvmnet" => NetworkSpec::Uvmnet(crate::uvmnet::uvmnet(&config)?),
         other => return Err(format!("unknown model `{other}`").into()),
     };
     config.finish()?;
@@ -60,7 +61,7 @@ fn compare(listing: &Listing, spec: &NetworkSpec, from: &str, report: &mut Repor
         parameters,
         state_dict,
         ..
-    } = describe(&build(spec, Device::Cpu)?, &[]);
+    } = describe(&outline(spec)?, &[]);
     if parameters != listing.num_parameters {
         report.fault(format!(
             "{from}: {parameters} parameters, expected {}",

@@ -10,15 +10,15 @@ use vision_mamba_models::unet::umamba::PerStage;
 use vision_mamba_models::unet::{MambaUnet, MambaUnetConfig, UMamba, UMambaConfig};
 use vision_mamba_models::vision::patch::{PatchEmbed, PatchExpand, PatchMerging};
 use vision_mamba_models::vision::{Ss2d, Ss2dConfig, VssBlock};
-use vision_mamba_models::{EntryKind, ModelError, ParamStore, Scope, Network};
+use vision_mamba_models::{EntryKind, ModelError, Network, ParamStore, Scope};
 
 use crate::case::{Case, Fallible};
 use crate::compare::Report;
 use crate::config::Config;
 
-type Named = BTreeMap<String, Tensor>;
+pub type Named = BTreeMap<String, Tensor>;
 /// From the input `x` to the outputs by name.
-type Forward = Box<dyn Fn(&Tensor, bool) -> Fallible<Named>>;
+pub type Forward = Box<dyn Fn(&Tensor, bool) -> Fallible<Named>>;
 
 /// PyTorch's default for `eps` of a LayerNorm, and the one of a VSSBlock on its own.
 const NETWORK_EPS: f64 = 1e-5;
@@ -98,7 +98,29 @@ pub fn run(case: &Case, report: &mut Report) -> Fallible<()> {
         &spreads.grad_in,
         spreads.grad_in.tolerance(),
     );
+    compare_buffers(case, &params, report);
     Ok(())
+}
+
+/// After the forward pass: running statistics moved in training as stored, and not at all otherwise.
+fn compare_buffers(case: &Case, params: &ParamStore, report: &mut Report) {
+    let buffers: Named = params
+        .entries()
+        .filter(|(_, _, kind)| **kind == EntryKind::Buffer)
+        .map(|(name, t, _)| (name.to_string(), t.shallow_clone()))
+        .collect();
+    let spread = &case.spreads.out;
+    let after = case.section("after");
+    report.compare_all("after", &buffers, after, spread, spread.tolerance());
+    for (name, value) in buffers
+        .iter()
+        .filter(|(name, _)| !after.contains_key(*name))
+    {
+        let unmoved = case.section("param").get(name);
+        if case.train || unmoved.is_some_and(|before| !before.equal(value)) {
+            report.fault(format!("{name} after the run is not in the file"));
+        }
+    }
 }
 
 /// Every stored tensor must have its place and every place its tensor, second names included.
@@ -149,11 +171,11 @@ fn check_size(config: &Config, x: &Tensor) -> Fallible<()> {
     Ok(())
 }
 
-fn single(y: Tensor) -> Named {
+pub fn single(y: Tensor) -> Named {
     Named::from([("y".to_string(), y)])
 }
 
-fn make<T>(new: impl FnOnce(&Scope) -> Result<T, ModelError>) -> Fallible<(T, ParamStore)> {
+pub fn make<T>(new: impl FnOnce(&Scope) -> Result<T, ModelError>) -> Fallible<(T, ParamStore)> {
     Ok(Scope::build(Device::Cpu, new)?)
 }
 
@@ -239,7 +261,10 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
                 params,
             ))
         }
-        other => Err(format!("unknown model `{other}`").into()),
+        other => match crate::uvmnet::build(case, config)? {
+            Some(built) => Ok(built),
+            None => Err(format!("unknown model `{other}`").into()),
+        },
     }
 }
 
@@ -248,7 +273,7 @@ fn as_config(e: Box<dyn std::error::Error>) -> ModelError {
 }
 
 /// One output is `y`, a list is `y0`, `y1`, ...
-fn numbered(outputs: Vec<Tensor>, list: bool) -> Named {
+pub fn numbered(outputs: Vec<Tensor>, list: bool) -> Named {
     let name = |i: usize| {
         if list {
             format!("y{i}")

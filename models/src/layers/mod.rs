@@ -1,10 +1,12 @@
 //! Layers with PyTorch's names and initialisation.
 
+mod batch_norm;
 mod conv;
 mod drop_path;
 mod linear;
 mod norm;
 
+pub use batch_norm::BatchNorm;
 pub use conv::{Conv, ConvOptions};
 pub use drop_path::drop_path;
 pub use linear::Linear;

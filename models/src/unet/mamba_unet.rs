@@ -19,7 +19,7 @@ use crate::layers::{Conv, ConvOptions, LayerNorm, Linear};
 use crate::network::check_input;
 use crate::vision::patch::{PatchEmbed, PatchExpand, PatchMerging};
 use crate::vision::{Ss2dConfig, VssBlock, VSSM_LINEAR};
-use crate::{Init, ModelError, Scope, Network, Stage};
+use crate::{Init, ModelError, Network, Scope, Stage};
 
 /// Levels of the network; the reference's skip connections are written for this number.
 const LEVELS: usize = 4;

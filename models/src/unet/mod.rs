@@ -4,6 +4,9 @@ pub mod mamba_unet;
 pub mod residual;
 pub mod topology;
 pub mod umamba;
+pub mod uvmb;
+pub mod uvmnet;
 
 pub use mamba_unet::{MambaUnet, MambaUnetConfig};
 pub use umamba::{UMamba, UMambaConfig};
+pub use uvmnet::{UvmNet, UvmNetConfig};

@@ -20,7 +20,7 @@ use super::topology::Topology;
 use crate::layers::{Conv, LayerNorm};
 use crate::network::check_input;
 use crate::ssm::{Mamba, MambaConfig};
-use crate::{ModelError, Scope, Network, Stage};
+use crate::{ModelError, Network, Scope, Stage};
 
 /// One number for all stages, or one each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
