@@ -18,6 +18,7 @@ fn help_names_every_command_and_exits_zero() {
         &["train", "--help"][..],
         &["predict", "--help"],
         &["evaluate", "segmentation", "--help"],
+        &["evaluate", "restoration", "--help"],
         &["models", "show", "--help"],
     ] {
         let help = run(path).expect_success();

@@ -279,6 +279,25 @@ pub struct PredictArgs {
 pub enum EvaluateCommand {
     /// Overlap of label maps, per class and case
     Segmentation(EvaluateSegmentationArgs),
+    /// Likeness of restored pictures to clear ones: PSNR, SSIM, CIEDE2000
+    Restoration(EvaluateRestorationArgs),
+}
+
+/// Options of `evaluate restoration`.
+#[derive(Debug, Args)]
+pub struct EvaluateRestorationArgs {
+    /// Restored pictures
+    #[arg(long, value_name = "DIR")]
+    pub pred: PathBuf,
+    /// Clear pictures of the same names (endings may differ)
+    #[arg(long = "ref", value_name = "DIR")]
+    pub reference: PathBuf,
+    /// Leave out so many pixels on each side
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub crop_border: u32,
+    /// Write all numbers with their conventions here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// Options of `evaluate segmentation`.

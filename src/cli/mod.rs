@@ -84,5 +84,8 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Evaluate(EvaluateCommand::Segmentation(args)) => {
             commands::evaluate::segmentation(&args, printer)
         }
+        Command::Evaluate(EvaluateCommand::Restoration(args)) => {
+            commands::evaluate_restoration::restoration(&args, printer)
+        }
     }
 }
