@@ -24,6 +24,8 @@ mod listing;
 mod modules;
 #[path = "golden_harness/ops.rs"]
 mod ops;
+#[path = "golden_harness/umamba.rs"]
+mod umamba;
 #[path = "golden_harness/uvmnet.rs"]
 mod uvmnet;
 

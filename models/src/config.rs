@@ -20,12 +20,17 @@ pub enum NetworkSpec {
 }
 
 impl NetworkSpec {
-    /// Reads a preset.
-    pub(crate) fn from_toml(what: &str, text: &str) -> Result<Self, ModelError> {
-        toml::from_str(text).map_err(|e| ModelError::Parse {
-            what: what.to_string(),
-            reason: e.message().to_string(),
-        })
+    /// Reads a preset. `base = "NAME"` takes every key of another preset, whose text `find` knows, before those stated
+    /// beside it; a key that states what the base has anyway is an error, as is `arch`.
+    pub(crate) fn from_toml<'t>(
+        what: &str,
+        text: &str,
+        find: &dyn Fn(&str) -> Result<&'t str, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let table = preset_table(what, text, find, MOST_BASES)?;
+        table
+            .try_into()
+            .map_err(|e: toml::de::Error| unreadable(what, e.message()))
     }
 
     /// What the network is for.
@@ -160,6 +165,115 @@ impl NetworkSpec {
             NetworkSpec::Umamba(c) => c.resolve().map(drop),
             NetworkSpec::MambaUnet(c) => c.validate(),
             NetworkSpec::Uvmnet(c) => c.validate(),
+        }
+    }
+}
+
+/// How many presets may stand on each other.
+const MOST_BASES: usize = 4;
+
+fn unreadable(what: &str, reason: impl Into<String>) -> ModelError {
+    ModelError::Parse {
+        what: what.to_string(),
+        reason: reason.into(),
+    }
+}
+
+fn preset_table<'t>(
+    what: &str,
+    text: &str,
+    find: &dyn Fn(&str) -> Result<&'t str, ModelError>,
+    bases_left: usize,
+) -> Result<toml::Table, ModelError> {
+    let mut own: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| unreadable(what, e.message()))?;
+    let name = match own.remove("base") {
+        None => return Ok(own),
+        Some(toml::Value::String(name)) => name,
+        Some(other) => {
+            return Err(unreadable(
+                what,
+                format!("base = {other}, expected the name of a preset"),
+            ))
+        }
+    };
+    if bases_left == 0 {
+        let reason =
+            format!("more than {MOST_BASES} presets stand on each other, `{name}` among them");
+        return Err(unreadable(what, reason));
+    }
+    if own.contains_key("arch") {
+        return Err(unreadable(
+            what,
+            format!("`arch` beside `base`: it is that of `{name}`"),
+        ));
+    }
+    let mut table = preset_table(
+        &format!("preset `{name}`"),
+        find(&name)?,
+        find,
+        bases_left - 1,
+    )?;
+    for (key, value) in own {
+        if table.get(&key) == Some(&value) {
+            return Err(unreadable(
+                what,
+                format!("`{key}` repeats what `{name}` says"),
+            ));
+        }
+        table.insert(key, value);
+    }
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = include_str!("../presets/umamba_bot_tiny_2d.toml");
+
+    fn read(text: &str) -> Result<NetworkSpec, ModelError> {
+        let find = |name: &str| match name {
+            "whole" => Ok(WHOLE),
+            "loop" => Ok("base = \"loop\""),
+            _ => Err(ModelError::UnknownPreset {
+                name: name.into(),
+                nearest: "whole".into(),
+            }),
+        };
+        NetworkSpec::from_toml("preset `test`", text, &find)
+    }
+
+    #[test]
+    fn a_variant_is_its_base_but_for_what_it_states() {
+        let whole = read(WHOLE).unwrap();
+        assert_eq!(read("base = \"whole\"").unwrap(), whole);
+        assert_eq!(
+            read("base = \"whole\"\nd_state = 5").unwrap(),
+            whole.with_overrides(&[("d_state", "5")]).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_variant_that_contradicts_itself_is_refused() {
+        for (text, words) in [
+            (
+                "base = \"whole\"\narch = \"umamba\"",
+                "`arch` beside `base`",
+            ),
+            ("base = \"whole\"\nd_state = 16", "`d_state` repeats"),
+            ("base = \"whole\"\nd_stat = 5", "d_stat"),
+            ("base = \"whole\"\nd_state = \"many\"", "string"),
+            ("base = \"hole\"", "whole"),
+            ("base = 3", "name of a preset"),
+            ("base = \"loop\"", "stand on each other"),
+        ] {
+            let message = read(text).unwrap_err().to_string();
+            assert!(
+                message.contains(words),
+                "`{message}` does not say `{words}`"
+            );
         }
     }
 }

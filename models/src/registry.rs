@@ -45,6 +45,40 @@ static PRESETS: &[PresetEntry] = &[
         "umamba_bot_tiny_3d",
         "U-Mamba Bot, 3-D, 4 to 8 features, for tests"
     ),
+    preset_entry!(
+        "umamba_bot_nomamba_2d",
+        "U-Mamba Bot without its Mamba layer, 2-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_bot_nomamba_3d",
+        "U-Mamba Bot without its Mamba layer, 3-D, for comparison"
+    ),
+    preset_entry!("umamba_enc_2d", "U-Mamba Enc, 2-D, the published size"),
+    preset_entry!("umamba_enc_3d", "U-Mamba Enc, 3-D, the published size"),
+    preset_entry!(
+        "umamba_enc_small_2d",
+        "U-Mamba Enc, 2-D, 16 to 128 features, for a laptop"
+    ),
+    preset_entry!(
+        "umamba_enc_small_3d",
+        "U-Mamba Enc, 3-D, 16 to 128 features, for a laptop"
+    ),
+    preset_entry!(
+        "umamba_enc_tiny_2d",
+        "U-Mamba Enc, 2-D, 4 to 16 features, for tests"
+    ),
+    preset_entry!(
+        "umamba_enc_tiny_3d",
+        "U-Mamba Enc, 3-D, 4 to 8 features, for tests"
+    ),
+    preset_entry!(
+        "umamba_enc_nomamba_2d",
+        "U-Mamba Enc without its Mamba layers, 2-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_enc_nomamba_3d",
+        "U-Mamba Enc without its Mamba layers, 3-D, for comparison"
+    ),
     preset_entry!("mamba_unet", "Mamba-UNet, the published size"),
     preset_entry!(
         "mamba_unet_small",
@@ -62,7 +96,8 @@ static PRESETS: &[PresetEntry] = &[
 impl PresetEntry {
     /// The configuration behind the name.
     pub fn spec(&self) -> Result<NetworkSpec, ModelError> {
-        NetworkSpec::from_toml(&format!("preset `{}`", self.name), self.toml)
+        let find = |name: &str| entry(name).map(|base| base.toml);
+        NetworkSpec::from_toml(&format!("preset `{}`", self.name), self.toml, &find)
     }
 }
 
@@ -73,13 +108,15 @@ pub fn presets() -> &'static [PresetEntry] {
 
 /// The configuration of that name; an unknown one is an error that suggests the nearest.
 pub fn preset(name: &str) -> Result<NetworkSpec, ModelError> {
-    match PRESETS.iter().find(|p| p.name == name) {
-        Some(entry) => entry.spec(),
-        None => Err(ModelError::UnknownPreset {
-            name: name.to_string(),
-            nearest: nearest(name, PRESETS.iter().map(|p| p.name)),
-        }),
-    }
+    entry(name)?.spec()
+}
+
+fn entry(name: &str) -> Result<&'static PresetEntry, ModelError> {
+    let found = PRESETS.iter().find(|p| p.name == name);
+    found.ok_or_else(|| ModelError::UnknownPreset {
+        name: name.to_string(),
+        nearest: nearest(name, PRESETS.iter().map(|p| p.name)),
+    })
 }
 
 /// Builds and initialises a network. Initial values come from libtorch's global generator, which the caller seeds.

@@ -107,6 +107,19 @@ fn contradictory_sizes() {
         &["num_classes", "0"],
     );
     says(
+        overridden("umamba_bot_2d", "mixer", "mamba2"),
+        &["mixer", "mamba2", "none"],
+    );
+    says(
+        overridden("umamba_enc_tiny_2d", "strides", "[[1,1],[2,2],[16,16]]"),
+        &["training_patch", "too small", "stage 2"],
+    );
+    says(
+        overridden("umamba_enc_tiny_2d", "strides", "[[1,1],[2,2]]")
+            .and_then(|s| s.with_overrides(&[("training_patch", "[]")])),
+        &["training_patch", "expected 2 sizes"],
+    );
+    says(
         overridden("mamba_unet", "depths", "[2,2,2]"),
         &["depths", "4"],
     );
@@ -160,6 +173,14 @@ fn inputs_the_network_cannot_take() {
     says(forward(&built, &[1, 1, 16], false), &["4 axes"]);
     says(forward(&built, &[1, 1, 4, 4], true), &["one position"]);
     forward(&built, &[1, 1, 4, 4], false).unwrap();
+    let built = build(&preset("umamba_enc_tiny_2d").unwrap(), Device::Cpu).unwrap();
+    forward(&built, &[1, 1, 16, 16], false).unwrap();
+    for other in [[1, 1, 32, 32], [1, 1, 8, 32]] {
+        says(
+            forward(&built, &other, false),
+            &["stage 2", "tokens are channels", "[16, 16]", "windows"],
+        );
+    }
     let built = build(&preset("mamba_unet_tiny").unwrap(), Device::Cpu).unwrap();
     says(
         forward(&built, &[1, 3, 40, 64], false),

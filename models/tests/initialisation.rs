@@ -43,7 +43,7 @@ fn torch_default(fan_in: f64) -> Rule {
 /// U-Mamba: convolutions with two or three axes follow He's rule for a slope of 0.01 and have zero biases; all else,
 /// the Mamba block's one-dimensional convolution included, keeps its own.
 fn umamba_rule(name: &str, shape: &[i64]) -> Option<Rule> {
-    if let Some(name) = name.strip_prefix("mamba_layer.mamba.") {
+    if let Some((_, name)) = name.split_once(".mamba.") {
         let d_conv = 4.0;
         return Some(match name {
             "A_log" => Rule::LogArange,
@@ -200,6 +200,11 @@ fn umamba_starts_as_the_reference() {
         (
             "umamba_bot_small_3d",
             &[("training_patch", "[16,16,16]")][..],
+        ),
+        // the last stage has 8 x 8 = 64 positions and as many features
+        (
+            "umamba_enc_small_2d",
+            &[("training_patch", "[32,32]"), ("max_stages", "3")][..],
         ),
     ] {
         tch::manual_seed(11);

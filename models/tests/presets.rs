@@ -18,10 +18,11 @@ fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
             ("base_features", "4"),
             ("max_features", "8"),
         ],
+        // as many features as positions at the coarsest stage: with a mixer in the encoder its tokens are channels
         NetworkSpec::Umamba(_) => &[
             ("training_patch", "[32,32]"),
             ("base_features", "4"),
-            ("max_features", "8"),
+            ("max_features", "16"),
         ],
         NetworkSpec::MambaUnet(_) => &[
             ("embed_dim", "8"),
@@ -44,6 +45,11 @@ fn input(built: &Built) -> Tensor {
         .divisor()
         .into_iter()
         .map(|by| smallest.max(by * 2));
+    // some networks take the size of their training patch only
+    let sides: Vec<i64> = match &built.spec {
+        NetworkSpec::Umamba(c) => c.training_patch.clone(),
+        _ => sides.collect(),
+    };
     let shape: Vec<i64> = [2, built.spec.in_channels()]
         .into_iter()
         .chain(sides)

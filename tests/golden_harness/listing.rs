@@ -10,6 +10,7 @@ use crate::case::Fallible;
 use crate::compare::Report;
 use crate::config::Config;
 use crate::modules;
+use crate::umamba::umamba;
 
 #[derive(Deserialize)]
 struct Listing {
@@ -23,6 +24,8 @@ struct Listing {
 const PRESETS: &[(&str, &str)] = &[
     ("umamba_bot_2d", "umamba_bot_2d"),
     ("umamba_bot_3d", "umamba_bot_3d"),
+    ("umamba_enc_2d", "umamba_enc_2d"),
+    ("umamba_enc_3d", "umamba_enc_3d"),
     ("mambaunet_in3_d2222", "mamba_unet"),
     ("uvmnet", "uvmnet_upstream"),
 ];
@@ -44,8 +47,10 @@ pub fn run(json: &Path) -> Fallible<Report> {
 fn spec(listing: &Listing) -> Fallible<NetworkSpec> {
     let config = Config::new(&listing.config);
     let spec = match listing.model.as_str() {
-        "umamba_bot_2d" => NetworkSpec::Umamba(modules::umamba(&config, false)?),
-        "umamba_bot_3d" => NetworkSpec::Umamba(modules::umamba(&config, true)?),
+        "umamba_bot_2d" => NetworkSpec::Umamba(umamba(&config, "Bot", 2)?),
+        "umamba_bot_3d" => NetworkSpec::Umamba(umamba(&config, "Bot", 3)?),
+        "umamba_enc_2d" => NetworkSpec::Umamba(umamba(&config, "Enc", 2)?),
+        "umamba_enc_3d" => NetworkSpec::Umamba(umamba(&config, "Enc", 3)?),
         name if name.starts_with("mambaunet_") => {
             NetworkSpec::MambaUnet(modules::mamba_unet(&config)?)
         }

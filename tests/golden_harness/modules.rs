@@ -6,8 +6,7 @@ use serde_json::Value;
 use tch::{no_grad, Device, Tensor};
 use vision_mamba_models::ssm::{Mamba, MambaConfig};
 use vision_mamba_models::unet::mamba_unet::Vssm;
-use vision_mamba_models::unet::umamba::PerStage;
-use vision_mamba_models::unet::{MambaUnet, MambaUnetConfig, UMamba, UMambaConfig};
+use vision_mamba_models::unet::{MambaUnet, MambaUnetConfig};
 use vision_mamba_models::vision::patch::{PatchEmbed, PatchExpand, PatchMerging};
 use vision_mamba_models::vision::{Ss2d, Ss2dConfig, VssBlock};
 use vision_mamba_models::{EntryKind, ModelError, Network, ParamStore, Scope};
@@ -20,8 +19,7 @@ pub type Named = BTreeMap<String, Tensor>;
 /// From the input `x` to the outputs by name.
 pub type Forward = Box<dyn Fn(&Tensor, bool) -> Fallible<Named>>;
 
-/// PyTorch's default for `eps` of a LayerNorm, and the one of a VSSBlock on its own.
-const NETWORK_EPS: f64 = 1e-5;
+/// `eps` of the LayerNorm of a VSSBlock on its own.
 const BLOCK_EPS: f64 = 1e-6;
 
 /// Builds, loads, runs, compares.
@@ -252,19 +250,15 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
                 params,
             ))
         }
-        "UMambaBot_2d" | "UMambaBot_3d" => {
-            let sizes = umamba(config, case.model.ends_with("3d"))?;
-            let many = sizes.deep_supervision;
-            let (net, params) = make(|scope| UMamba::new(scope, &sizes))?;
-            Ok((
-                Box::new(move |x, train| Ok(numbered(net.forward(x, train)?, many))),
-                params,
-            ))
+        other => {
+            if let Some(built) = crate::uvmnet::build(case, config)? {
+                return Ok(built);
+            }
+            if let Some(built) = crate::umamba::build(case, config)? {
+                return Ok(built);
+            }
+            Err(format!("unknown model `{other}`").into())
         }
-        other => match crate::uvmnet::build(case, config)? {
-            Some(built) => Ok(built),
-            None => Err(format!("unknown model `{other}`").into()),
-        },
     }
 }
 
@@ -390,87 +384,5 @@ pub fn mamba_unet(config: &Config) -> Fallible<MambaUnetConfig> {
         drop_path_rate: config.or("drop_path_rate", 0.1)?,
         dropout: config.or("attn_drop_rate", 0.0)?,
         patch_norm: config.or("patch_norm", true)?,
-    })
-}
-
-/// One number for all axes, or one each; one row for all stages, or one each.
-fn rows(config: &Config, key: &str, stages: usize, dims: usize) -> Fallible<Vec<Vec<i64>>> {
-    let row = |value: &Value| match value {
-        Value::Array(row) => row.iter().filter_map(Value::as_i64).collect(),
-        all => vec![all.as_i64().unwrap_or_default(); dims],
-    };
-    Ok(match config.required::<Value>(key)? {
-        Value::Array(each) => each.iter().map(row).collect(),
-        all => vec![row(&all); stages],
-    })
-}
-
-/// A U-Mamba Bot as the reference's constructor describes it.
-pub fn umamba(config: &Config, three_d: bool) -> Fallible<UMambaConfig> {
-    let dims = if three_d { 3 } else { 2 };
-    config.expect("dim", dims as i64)?;
-    if let Some(kind) = config
-        .optional::<String>("kind")?
-        .filter(|kind| kind != "Bot")
-    {
-        return Err(format!("config `kind` = `{kind}`, expected `Bot`").into());
-    }
-    // the reference takes them and passes them nowhere
-    config.without_effect(&["dropout_op", "dropout_op_kwargs", "stem_channels"]);
-    let n: usize = config.required("n_stages")?;
-    let norm = config.or("norm_op_kwargs", Value::Object(Default::default()))?;
-    let norm = norm
-        .as_object()
-        .ok_or("config `norm_op_kwargs` is no object")?;
-    let norm = Config::new(norm);
-    let (norm_eps, norm_affine) = (norm.or("eps", NETWORK_EPS)?, norm.or("affine", false)?);
-    norm.without_effect(&["track_running_stats", "momentum"]);
-    norm.finish()?;
-    let nonlin = config.or("nonlin_kwargs", Value::Object(Default::default()))?;
-    let nonlin = nonlin
-        .as_object()
-        .ok_or("config `nonlin_kwargs` is no object")?;
-    let nonlin = Config::new(nonlin);
-    nonlin.without_effect(&["inplace"]);
-    let negative_slope = nonlin.or("negative_slope", 1e-2)?;
-    nonlin.finish()?;
-    let features = match config.required::<Value>("features_per_stage")? {
-        Value::Array(each) => each.iter().filter_map(Value::as_i64).collect(),
-        all => vec![
-            all.as_i64()
-                .ok_or("config `features_per_stage` is no number")?;
-            n
-        ],
-    };
-    let strides = rows(config, "strides", n, dims)?;
-    if strides.len() != n {
-        return Err(format!(
-            "config `n_stages` = {n}, but there are {} strides",
-            strides.len()
-        )
-        .into());
-    }
-    Ok(UMambaConfig {
-        input_channels: config.required("input_channels")?,
-        num_classes: config.required("num_classes")?,
-        training_patch: vec![],
-        spacing: None,
-        max_stages: None,
-        base_features: 0,
-        max_features: 0,
-        features_per_stage: features,
-        kernel_sizes: rows(config, "kernel_sizes", n, dims)?,
-        strides,
-        n_conv_per_stage: config.required::<PerStage>("n_conv_per_stage")?,
-        n_conv_per_stage_decoder: config.required::<PerStage>("n_conv_per_stage_decoder")?,
-        conv_bias: config.or("conv_bias", false)?,
-        norm_eps,
-        norm_affine,
-        negative_slope,
-        deep_supervision: config.or("deep_supervision", false)?,
-        full_resolution_skip: three_d,
-        d_state: 16,
-        d_conv: 4,
-        expand: 2.0,
     })
 }

@@ -44,11 +44,22 @@ pub struct InstanceNorm {
 impl InstanceNorm {
     /// For `channels` channels; when affine, weight 1 and bias 0.
     pub fn new(scope: &Scope, channels: i64, eps: f64, affine: bool) -> Result<Self, ModelError> {
-        let parameter = |name, value| scope.parameter(name, &[channels], Init::Constant(value));
-        let affine = if affine {
-            Some((parameter("weight", 1.0)?, parameter("bias", 0.0)?))
-        } else {
-            None
+        Self::with_init(scope, channels, eps, affine.then_some(Init::Constant(1.0)))
+    }
+
+    /// With a rule for the weight; no rule, neither weight nor bias.
+    pub fn with_init(
+        scope: &Scope,
+        channels: i64,
+        eps: f64,
+        weight: Option<Init>,
+    ) -> Result<Self, ModelError> {
+        let affine = match weight {
+            Some(rule) => Some((
+                scope.parameter("weight", &[channels], rule)?,
+                scope.parameter("bias", &[channels], Init::Constant(0.0))?,
+            )),
+            None => None,
         };
         Ok(Self { affine, eps })
     }

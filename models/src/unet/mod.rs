@@ -1,12 +1,15 @@
 //! Encoder-decoder networks.
 
+pub mod layout;
 pub mod mamba_unet;
 pub mod residual;
+pub mod token_mixer;
 pub mod topology;
 pub mod umamba;
 pub mod uvmb;
 pub mod uvmnet;
 
+pub use layout::PerStage;
 pub use mamba_unet::{MambaUnet, MambaUnetConfig};
 pub use umamba::{UMamba, UMambaConfig};
 pub use uvmnet::{UvmNet, UvmNetConfig};

@@ -1,8 +1,8 @@
-//! The residual convolution blocks of U-Mamba, for any number of spatial axes.
+//! Convolution blocks of U-Mamba and nnU-Net, for any number of spatial axes.
 //!
-//! Two kinds, as in the reference: the first block of a stage ([`FirstBlock`], upstream `BasicResBlock`) changes channels
-//! and resolution and has a 1x1 convolution on its shortcut; the following ones ([`NextBlock`], `BasicBlockD` of
-//! dynamic-network-architectures 0.4.4) keep both and add their input.
+//! [`ConvNorm`] and [`BlockD`] are `ConvDropoutNormReLU` (without dropout) and `BasicBlockD` of
+//! MIC-DKFZ/dynamic-network-architectures 0.4.4, the latter after He et al., *Bag of Tricks for Image Classification with
+//! Convolutional Neural Networks*, 2019. [`FirstBlock`] is U-Mamba's own `BasicResBlock`.
 
 use tch::Tensor;
 
@@ -19,12 +19,15 @@ pub struct Style {
     pub norm_affine: bool,
     /// Slope of the leaky ReLU for negative values.
     pub negative_slope: f64,
-    /// Whether the convolutions of [`NextBlock`] have a bias; all others always do.
+    /// Whether the convolutions of [`ConvNorm`] have a bias; those of [`FirstBlock`] always do, projections never.
     pub conv_bias: bool,
+    /// Whether the last norm of a [`BlockD`] starts at zero, which makes the block start as its shortcut.
+    pub zero_last_norm: bool,
 }
 
-/// The rule for every convolution with two or three axes: Kaiming normal for a leaky ReLU of slope 0.01, bias zero.
-const HE: Init = Init::KaimingNormal { a: 1e-2 };
+/// The rule for every convolution with two or three axes, transposed ones included: Kaiming normal for a leaky ReLU of
+/// slope 0.01, bias zero.
+pub const HE: Init = Init::KaimingNormal { a: 1e-2 };
 
 /// A convolution that keeps the size but for its stride, with the initialisation of the network.
 pub fn conv(
@@ -46,7 +49,180 @@ pub fn conv(
     Conv::new(scope, inputs, outputs, options)
 }
 
-/// conv, norm, act, conv, norm; plus the input through a 1x1 convolution; act.
+/// conv, norm and, with a slope, leaky ReLU.
+pub struct ConvNorm {
+    conv: Conv,
+    norm: InstanceNorm,
+    slope: Option<f64>,
+}
+
+/// What [`ConvNorm`]s of one network differ in besides size.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    /// conv, norm, act.
+    Activated,
+    /// The end of a residual path: no act, and the norm may start at zero.
+    Last,
+    /// A shortcut: no act and no bias.
+    Projection,
+}
+
+impl ConvNorm {
+    /// conv, norm, act.
+    pub fn new(
+        scope: &Scope,
+        style: &Style,
+        channels: (i64, i64),
+        kernel: &[i64],
+        stride: &[i64],
+    ) -> Result<Self, ModelError> {
+        Self::in_role(scope, style, channels, kernel, stride, Role::Activated)
+    }
+
+    fn in_role(
+        scope: &Scope,
+        style: &Style,
+        (inputs, outputs): (i64, i64),
+        kernel: &[i64],
+        stride: &[i64],
+        role: Role,
+    ) -> Result<Self, ModelError> {
+        let bias = style.conv_bias && role != Role::Projection;
+        let conv = conv(&scope.sub("conv"), inputs, outputs, kernel, stride, bias)?;
+        let start = match role {
+            Role::Last if style.zero_last_norm => 0.0,
+            _ => 1.0,
+        };
+        let affine = style.norm_affine.then_some(Init::Constant(start));
+        let norm = InstanceNorm::with_init(&scope.sub("norm"), outputs, style.norm_eps, affine)?;
+        // the reference holds both a second time in a sequential
+        scope.alias("conv", "all_modules.0")?;
+        if style.norm_affine {
+            scope.alias("norm", "all_modules.1")?;
+        }
+        Ok(Self {
+            conv,
+            norm,
+            slope: (role == Role::Activated).then_some(style.negative_slope),
+        })
+    }
+
+    /// (B, inputs, spatial..) -> (B, outputs, spatial / stride..)
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let y = self.norm.forward(&self.conv.forward(x));
+        match self.slope {
+            Some(slope) => leaky_relu(&y, slope),
+            None => y,
+        }
+    }
+}
+
+/// [`ConvNorm`]s one after the other, the first one with the stride: `StackedConvBlocks`.
+pub struct ConvStack {
+    convs: Vec<ConvNorm>,
+}
+
+impl ConvStack {
+    /// `count` convolutions in all.
+    pub fn new(
+        scope: &Scope,
+        style: &Style,
+        (inputs, outputs): (i64, i64),
+        kernel: &[i64],
+        stride: &[i64],
+        count: i64,
+    ) -> Result<Self, ModelError> {
+        let ones = vec![1; kernel.len()];
+        let one = |i: i64| {
+            let (from, stride) = match i {
+                0 => (inputs, stride),
+                _ => (outputs, ones.as_slice()),
+            };
+            let at = scope.sub(format!("convs.{i}"));
+            ConvNorm::new(&at, style, (from, outputs), kernel, stride)
+        };
+        Ok(Self {
+            convs: (0..count).map(one).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// (B, inputs, spatial..) -> (B, outputs, spatial / stride..)
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.convs
+            .iter()
+            .fold(x.shallow_clone(), |x, conv| conv.forward(&x))
+    }
+}
+
+/// conv, norm, act, conv, norm; plus the shortcut; act. The shortcut averages over the stride, where there is one, and
+/// changes the channels by a 1x1 convolution and a norm, where they change.
+pub struct BlockD {
+    first: ConvNorm,
+    second: ConvNorm,
+    pool: Option<Vec<i64>>,
+    projection: Option<ConvNorm>,
+    slope: f64,
+}
+
+impl BlockD {
+    /// Registers `conv1`, `conv2` and, where the channels change, `skip`.
+    pub fn new(
+        scope: &Scope,
+        style: &Style,
+        (inputs, outputs): (i64, i64),
+        kernel: &[i64],
+        stride: &[i64],
+    ) -> Result<Self, ModelError> {
+        let ones = vec![1; kernel.len()];
+        let part = |name: &str, channels, kernel: &[i64], stride: &[i64], role| {
+            ConvNorm::in_role(&scope.sub(name), style, channels, kernel, stride, role)
+        };
+        let first = part("conv1", (inputs, outputs), kernel, stride, Role::Activated)?;
+        let second = part("conv2", (outputs, outputs), kernel, &ones, Role::Last)?;
+        let pool = stride.iter().any(|s| *s != 1).then(|| stride.to_vec());
+        let projection = match inputs == outputs {
+            true => None,
+            false => {
+                // the place in the shortcut's sequential, after the pooling if there is one
+                let name = format!("skip.{}", i32::from(pool.is_some()));
+                let role = Role::Projection;
+                Some(part(&name, (inputs, outputs), &ones, &ones, role)?)
+            }
+        };
+        Ok(Self {
+            first,
+            second,
+            pool,
+            projection,
+            slope: style.negative_slope,
+        })
+    }
+
+    /// (B, inputs, spatial..) -> (B, outputs, spatial / stride..)
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let y = self.second.forward(&self.first.forward(x));
+        let x = match &self.pool {
+            Some(size) => average(x, size),
+            None => x.shallow_clone(),
+        };
+        let x = match &self.projection {
+            Some(projection) => projection.forward(&x),
+            None => x,
+        };
+        leaky_relu(&(y + x), self.slope)
+    }
+}
+
+/// Means over boxes of that size.
+fn average(x: &Tensor, size: &[i64]) -> Tensor {
+    let zeros = vec![0; size.len()];
+    match size.len() {
+        2 => x.avg_pool2d(size, size, &zeros, false, true, None),
+        _ => x.avg_pool3d(size, size, &zeros, false, true, None),
+    }
+}
+
+/// conv, norm, act, conv, norm; plus the input through a strided 1x1 convolution; act.
 struct FirstBlock {
     conv1: Conv,
     norm1: InstanceNorm,
@@ -85,63 +261,10 @@ impl FirstBlock {
     }
 }
 
-/// conv, norm, act, conv, norm; plus the input; act.
-struct NextBlock {
-    first: (Conv, InstanceNorm),
-    second: (Conv, InstanceNorm),
-    slope: f64,
-}
-
-impl NextBlock {
-    fn new(
-        scope: &Scope,
-        style: &Style,
-        channels: i64,
-        kernel: &[i64],
-    ) -> Result<Self, ModelError> {
-        let ones = vec![1; kernel.len()];
-        let pair = |name: &str| {
-            let scope = scope.sub(name);
-            let conv = conv(
-                &scope.sub("conv"),
-                channels,
-                channels,
-                kernel,
-                &ones,
-                style.conv_bias,
-            )?;
-            let norm = InstanceNorm::new(
-                &scope.sub("norm"),
-                channels,
-                style.norm_eps,
-                style.norm_affine,
-            )?;
-            // the reference holds both a second time in a sequential
-            scope.alias("conv", "all_modules.0")?;
-            if style.norm_affine {
-                scope.alias("norm", "all_modules.1")?;
-            }
-            Ok::<_, ModelError>((conv, norm))
-        };
-        Ok(Self {
-            first: pair("conv1")?,
-            second: pair("conv2")?,
-            slope: style.negative_slope,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let (conv, norm) = &self.first;
-        let y = leaky_relu(&norm.forward(&conv.forward(x)), self.slope);
-        let (conv, norm) = &self.second;
-        leaky_relu(&(norm.forward(&conv.forward(&y)) + x), self.slope)
-    }
-}
-
-/// One [`FirstBlock`] and any number of [`NextBlock`]s: a stage of encoder or decoder.
+/// One [`FirstBlock`] and any number of [`BlockD`]s: a stage of U-Mamba's encoder or decoder.
 pub struct Blocks {
     first: FirstBlock,
-    next: Vec<NextBlock>,
+    next: Vec<BlockD>,
 }
 
 impl Blocks {
@@ -154,10 +277,11 @@ impl Blocks {
         stride: &[i64],
         count: i64,
     ) -> Result<Self, ModelError> {
+        let ones = vec![1; kernel.len()];
         Ok(Self {
             first: FirstBlock::new(&scope.sub(0), style, inputs, outputs, kernel, stride)?,
             next: (1..count)
-                .map(|i| NextBlock::new(&scope.sub(i), style, outputs, kernel))
+                .map(|i| BlockD::new(&scope.sub(i), style, (outputs, outputs), kernel, &ones))
                 .collect::<Result<_, _>>()?,
         })
     }
