@@ -22,6 +22,8 @@ mod config;
 mod listing;
 #[path = "golden_harness/modules.rs"]
 mod modules;
+#[path = "golden_harness/nnunet.rs"]
+mod nnunet;
 #[path = "golden_harness/ops.rs"]
 mod ops;
 #[path = "golden_harness/umamba.rs"]

@@ -419,3 +419,55 @@ fn several_channels_are_trained_and_predicted_on() {
         .expect_failure(1, &["disc_004_0001.png"]);
     }
 }
+
+/// Trains for two steps and predicts one image.
+fn short_run(dir: &Path, dataset: &Path, input: &Path, model: &str, more: &[&str]) {
+    let out = dir.join(model);
+    let mut args = vec!["train", arg(dataset), "--out", arg(&out), "--model", model];
+    args.extend(["--fold", "all", "--epochs", "1", "--steps-per-epoch", "2"]);
+    args.extend(["--batch-size", "2", "--validation-steps", "1"]);
+    args.extend(more);
+    run(&args).expect_success();
+    let target = dir.join(format!("{model}-pred"));
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(input),
+        "-o",
+        arg(&target),
+    ])
+    .expect_success();
+}
+
+#[test]
+fn convolutional_and_encoder_mamba_networks_train_and_predict() {
+    let dir = tempfile::tempdir().unwrap();
+    let flat = util::png_dataset(dir.path(), 4);
+    let images = flat.join("imagesTs");
+    for model in ["unet_plain_tiny_2d", "unet_resenc_tiny_2d"] {
+        short_run(dir.path(), &flat, &images, model, &[]);
+    }
+    // 32 x 32 leaves 4 x 4 positions at 16 features, so tokens are channels and the images are seen in windows
+    let patch = &["--patch-size", "32x32"];
+    short_run(dir.path(), &flat, &images, "umamba_enc_tiny_2d", patch);
+    let config = fs::read_to_string(dir.path().join("umamba_enc_tiny_2d/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let network = &config["network"];
+    assert_eq!(
+        network["training_patch"],
+        serde_json::json!([32, 32]),
+        "{network}"
+    );
+
+    let volumes = util::nifti_dataset(dir.path(), 4);
+    let images = volumes.join("imagesTs");
+    for model in [
+        "umamba_enc_tiny_3d",
+        "unet_plain_tiny_3d",
+        "unet_resenc_tiny_3d",
+    ] {
+        short_run(dir.path(), &volumes, &images, model, &[]);
+    }
+}

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnetConfig, UMambaConfig, UvmNetConfig};
+use crate::unet::{MambaUnetConfig, NnUnetConfig, UMambaConfig, UvmNetConfig};
 use crate::{ModelError, Task};
 
 /// A network before it is built. The key `arch` names the variant.
@@ -17,6 +17,8 @@ pub enum NetworkSpec {
     MambaUnet(MambaUnetConfig),
     /// UVM-Net, 2-D.
     Uvmnet(UvmNetConfig),
+    /// nnU-Net's plain and residual-encoder U-Nets, 2-D and 3-D.
+    Nnunet(NnUnetConfig),
 }
 
 impl NetworkSpec {
@@ -36,7 +38,9 @@ impl NetworkSpec {
     /// What the network is for.
     pub fn task(&self) -> Task {
         match self {
-            NetworkSpec::Umamba(_) | NetworkSpec::MambaUnet(_) => Task::Segmentation,
+            NetworkSpec::Umamba(_) | NetworkSpec::MambaUnet(_) | NetworkSpec::Nnunet(_) => {
+                Task::Segmentation
+            }
             NetworkSpec::Uvmnet(_) => Task::Restoration,
         }
     }
@@ -45,6 +49,7 @@ impl NetworkSpec {
     pub fn spatial_dims(&self) -> usize {
         match self {
             NetworkSpec::Umamba(c) => c.spatial_dims(),
+            NetworkSpec::Nnunet(c) => c.spatial_dims(),
             NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) => 2,
         }
     }
@@ -55,6 +60,7 @@ impl NetworkSpec {
             NetworkSpec::Umamba(c) => c.input_channels,
             NetworkSpec::MambaUnet(c) => c.input_channels,
             NetworkSpec::Uvmnet(c) => c.input_channels,
+            NetworkSpec::Nnunet(c) => c.input_channels,
         }
     }
 
@@ -64,6 +70,7 @@ impl NetworkSpec {
             NetworkSpec::Umamba(c) => c.num_classes,
             NetworkSpec::MambaUnet(c) => c.num_classes,
             NetworkSpec::Uvmnet(c) => c.output_channels,
+            NetworkSpec::Nnunet(c) => c.num_classes,
         }
     }
 
@@ -154,6 +161,12 @@ impl NetworkSpec {
             NetworkSpec::Uvmnet(c) => {
                 NetworkSpec::Uvmnet(c.for_data(in_channels, num_classes, training_patch)?)
             }
+            NetworkSpec::Nnunet(c) => NetworkSpec::Nnunet(c.for_data(
+                in_channels,
+                num_classes,
+                training_patch,
+                spacing,
+            )?),
         };
         spec.validate()?;
         Ok(spec)
@@ -165,6 +178,7 @@ impl NetworkSpec {
             NetworkSpec::Umamba(c) => c.resolve().map(drop),
             NetworkSpec::MambaUnet(c) => c.validate(),
             NetworkSpec::Uvmnet(c) => c.validate(),
+            NetworkSpec::Nnunet(c) => c.resolve().map(drop),
         }
     }
 }

@@ -3,7 +3,7 @@
 use tch::Device;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnet, UMamba, UvmNet};
+use crate::unet::{MambaUnet, NnUnet, UMamba, UvmNet};
 use crate::{Built, ModelError, Network, NetworkSpec, Scope};
 
 /// A named configuration.
@@ -91,6 +91,40 @@ static PRESETS: &[PresetEntry] = &[
         "UVM-Net exactly as its code was published, 1.0e9 parameters"
     ),
     preset_entry!("uvmnet_tiny", "UVM-Net, 4 to 64 features, for tests"),
+    preset_entry!("unet_plain_2d", "nnU-Net's plain U-Net, 2-D"),
+    preset_entry!("unet_plain_3d", "nnU-Net's plain U-Net, 3-D"),
+    preset_entry!(
+        "unet_resenc_m_2d",
+        "nnU-Net's residual-encoder U-Net M (8 GB), 2-D"
+    ),
+    preset_entry!(
+        "unet_resenc_m_3d",
+        "nnU-Net's residual-encoder U-Net M (8 GB), 3-D"
+    ),
+    preset_entry!(
+        "unet_resenc_l_2d",
+        "nnU-Net's residual-encoder U-Net L (24 GB), 2-D"
+    ),
+    preset_entry!(
+        "unet_resenc_l_3d",
+        "nnU-Net's residual-encoder U-Net L (24 GB), 3-D"
+    ),
+    preset_entry!(
+        "unet_plain_tiny_2d",
+        "nnU-Net's plain U-Net, 2-D, 4 to 8 features, for tests"
+    ),
+    preset_entry!(
+        "unet_plain_tiny_3d",
+        "nnU-Net's plain U-Net, 3-D, 4 to 8 features, for tests"
+    ),
+    preset_entry!(
+        "unet_resenc_tiny_2d",
+        "nnU-Net's residual-encoder U-Net, 2-D, 4 to 8 features, for tests"
+    ),
+    preset_entry!(
+        "unet_resenc_tiny_3d",
+        "nnU-Net's residual-encoder U-Net, 3-D, 4 to 8 features, for tests"
+    ),
 ];
 
 impl PresetEntry {
@@ -136,6 +170,7 @@ fn assemble(spec: &NetworkSpec, device: Device, outline: bool) -> Result<Built, 
             NetworkSpec::Umamba(config) => Box::new(UMamba::new(root, config)?),
             NetworkSpec::MambaUnet(config) => Box::new(MambaUnet::new(root, config)?),
             NetworkSpec::Uvmnet(config) => Box::new(UvmNet::new(root, config)?),
+            NetworkSpec::Nnunet(config) => Box::new(NnUnet::new(root, config)?),
         })
     })?;
     Ok(Built {

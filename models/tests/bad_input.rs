@@ -107,6 +107,14 @@ fn contradictory_sizes() {
         &["num_classes", "0"],
     );
     says(
+        overridden("unet_plain_2d", "n_conv_per_stage", "[2,2]"),
+        &["n_conv_per_stage", "8"],
+    );
+    says(
+        overridden("unet_plain_2d", "encoder", "dense"),
+        &["encoder", "dense", "residual"],
+    );
+    says(
         overridden("umamba_bot_2d", "mixer", "mamba2"),
         &["mixer", "mamba2", "none"],
     );

@@ -70,6 +70,15 @@ fn umamba_rule(name: &str, shape: &[i64]) -> Option<Rule> {
     }
 }
 
+/// nnU-Net: He's rule for transposed convolutions too; in a residual encoder the last norm of each block starts at zero.
+fn nnunet_rule(name: &str, shape: &[i64]) -> Option<Rule> {
+    let residual_end = name.contains(".blocks.") && name.contains(".conv2.norm.");
+    match residual_end {
+        true => Some(Rule::Constant(0.0)),
+        false => umamba_rule(name, shape),
+    }
+}
+
 /// Mamba-UNet: linear layers are drawn anew with deviation 0.02 and zero biases; convolutions keep PyTorch's rule, and
 /// so do the stacked projections of SS2D, which are no linear layers any more.
 fn mamba_unet_rule(name: &str, shape: &[i64]) -> Option<Rule> {
@@ -210,6 +219,22 @@ fn umamba_starts_as_the_reference() {
         tch::manual_seed(11);
         let spec = preset(name).unwrap().with_overrides(overrides).unwrap();
         check_all(&build(&spec, Device::Cpu).unwrap(), umamba_rule);
+    }
+}
+
+#[test]
+fn nnunet_starts_as_the_reference() {
+    let _turn = turn();
+    for name in [
+        "unet_plain_tiny_2d",
+        "unet_plain_tiny_3d",
+        "unet_resenc_tiny_2d",
+        "unet_resenc_tiny_3d",
+    ] {
+        tch::manual_seed(14);
+        let wider = &[("base_features", "16"), ("max_features", "32")];
+        let spec = preset(name).unwrap().with_overrides(wider).unwrap();
+        check_all(&build(&spec, Device::Cpu).unwrap(), nnunet_rule);
     }
 }
 

@@ -24,6 +24,16 @@ fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
             ("base_features", "4"),
             ("max_features", "16"),
         ],
+        NetworkSpec::Nnunet(c) if c.spatial_dims() == 3 => &[
+            ("training_patch", "[16,16,16]"),
+            ("base_features", "4"),
+            ("max_features", "8"),
+        ],
+        NetworkSpec::Nnunet(_) => &[
+            ("training_patch", "[32,32]"),
+            ("base_features", "4"),
+            ("max_features", "8"),
+        ],
         NetworkSpec::MambaUnet(_) => &[
             ("embed_dim", "8"),
             ("depths", "[1,1,1,1]"),

@@ -4,12 +4,14 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use vision_mamba_models::unet::nnunet::EncoderKind;
 use vision_mamba_models::{describe, outline, preset, Description, NetworkSpec};
 
 use crate::case::Fallible;
 use crate::compare::Report;
 use crate::config::Config;
 use crate::modules;
+use crate::nnunet::nnunet;
 use crate::umamba::umamba;
 
 #[derive(Deserialize)]
@@ -26,6 +28,9 @@ const PRESETS: &[(&str, &str)] = &[
     ("umamba_bot_3d", "umamba_bot_3d"),
     ("umamba_enc_2d", "umamba_enc_2d"),
     ("umamba_enc_3d", "umamba_enc_3d"),
+    ("unet_plain_2d", "unet_plain_2d"),
+    ("unet_plain_3d", "unet_plain_3d"),
+    ("unet_resenc_m_3d", "unet_resenc_m_3d"),
     ("mambaunet_in3_d2222", "mamba_unet"),
     ("uvmnet", "uvmnet_upstream"),
 ];
@@ -51,6 +56,10 @@ fn spec(listing: &Listing) -> Fallible<NetworkSpec> {
         "umamba_bot_3d" => NetworkSpec::Umamba(umamba(&config, "Bot", 3)?),
         "umamba_enc_2d" => NetworkSpec::Umamba(umamba(&config, "Enc", 2)?),
         "umamba_enc_3d" => NetworkSpec::Umamba(umamba(&config, "Enc", 3)?),
+        "unet_plain_2d" => NetworkSpec::Nnunet(nnunet(&config, EncoderKind::Plain, 2)?),
+        "unet_plain_3d" => NetworkSpec::Nnunet(nnunet(&config, EncoderKind::Plain, 3)?),
+        "unet_resenc_2d" => NetworkSpec::Nnunet(nnunet(&config, EncoderKind::Residual, 2)?),
+        "unet_resenc_m_3d" => NetworkSpec::Nnunet(nnunet(&config, EncoderKind::Residual, 3)?),
         name if name.starts_with("mambaunet_") => {
             NetworkSpec::MambaUnet(modules::mamba_unet(&config)?)
         }

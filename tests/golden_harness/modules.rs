@@ -257,6 +257,9 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
             if let Some(built) = crate::umamba::build(case, config)? {
                 return Ok(built);
             }
+            if let Some(built) = crate::nnunet::build(case, config)? {
+                return Ok(built);
+            }
             Err(format!("unknown model `{other}`").into())
         }
     }

@@ -2,12 +2,14 @@
 
 mod batch_norm;
 mod conv;
+mod conv_transpose;
 mod drop_path;
 mod linear;
 mod norm;
 
 pub use batch_norm::BatchNorm;
 pub use conv::{Conv, ConvOptions};
+pub use conv_transpose::ConvTranspose;
 pub use drop_path::drop_path;
 pub use linear::Linear;
 pub use norm::{InstanceNorm, LayerNorm};

@@ -2,6 +2,7 @@
 
 pub mod layout;
 pub mod mamba_unet;
+pub mod nnunet;
 pub mod residual;
 pub mod token_mixer;
 pub mod topology;
@@ -11,5 +12,6 @@ pub mod uvmnet;
 
 pub use layout::PerStage;
 pub use mamba_unet::{MambaUnet, MambaUnetConfig};
+pub use nnunet::{NnUnet, NnUnetConfig};
 pub use umamba::{UMamba, UMambaConfig};
 pub use uvmnet::{UvmNet, UvmNetConfig};
