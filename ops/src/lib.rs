@@ -10,11 +10,13 @@ mod archive;
 mod check;
 mod error;
 mod library;
+mod meter;
 pub mod native;
 pub mod reference;
 
 pub use error::OpsError;
 pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE, LIBTORCH_VERSION};
+pub use meter::{Cost, Meter};
 
 use tch::Tensor;
 

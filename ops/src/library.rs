@@ -2,7 +2,7 @@
 
 use crate::{archive, Activation, OpsError, ScanOutput, SelectiveScan};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use std::ffi::{c_char, CStr};
+use std::ffi::{c_char, c_void, CStr};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -161,6 +161,15 @@ fn find() -> Result<PathBuf, LibraryStatus> {
 /// The loaded library and the TorchScript object that calls it.
 pub(crate) struct Native {
     module: CModule,
+    pub(crate) meter: MeterFunctions,
+}
+
+/// The library's functions behind [`Meter`](crate::Meter).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MeterFunctions {
+    pub(crate) start: unsafe extern "C" fn() -> *mut c_void,
+    pub(crate) read: unsafe extern "C" fn(*const c_void, *mut f64),
+    pub(crate) stop: unsafe extern "C" fn(*mut c_void),
 }
 
 impl Native {
@@ -183,11 +192,11 @@ impl Native {
         if !is_whole(&content) {
             return Err(failed("the file is cut short".to_owned()));
         }
-        let isa = open(path).map_err(failed)?;
+        let (isa, meter) = open(path).map_err(failed)?;
         let bytes = archive::bytes().map_err(|error| failed(error.to_string()))?;
         let module = CModule::load_data(&mut bytes.as_slice())
             .map_err(|error| failed(OpsError::from(error).to_string()))?;
-        Ok((Native { module }, isa))
+        Ok((Native { module, meter }, isa))
     }
 
     pub(crate) fn selective_scan(&self, args: &SelectiveScan) -> Result<ScanOutput, OpsError> {
@@ -283,9 +292,10 @@ fn is_whole(content: &[u8]) -> bool {
     content.starts_with(b"\x7fELF") && end().is_some_and(|end| end <= content.len() as u64)
 }
 
-/// Loads the library for the rest of the process, which registers its operators, and returns the instruction set it has chosen.
+/// Loads the library for the rest of the process, which registers its operators, and returns the instruction set it has chosen
+/// and its meter.
 #[allow(unsafe_code)]
-fn open(path: &Path) -> Result<String, String> {
+fn open(path: &Path) -> Result<(String, MeterFunctions), String> {
     // SAFETY: the marker says that this is the operator library for this very libtorch. Its initialisers only register operators with
     // libtorch, which is loaded, since this program links it.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
@@ -296,9 +306,20 @@ fn open(path: &Path) -> Result<String, String> {
         isa.map(|isa| CStr::from_ptr(isa()).to_string_lossy().into_owned())
     };
     let isa = isa.map_err(|error| error.to_string())?;
+    // SAFETY: the library defines these functions with these signatures.
+    let meter = unsafe {
+        (|| {
+            Ok::<_, libloading::Error>(MeterFunctions {
+                start: *library.get(b"vision_mamba_meter_start\0")?,
+                read: *library.get(b"vision_mamba_meter_read\0")?,
+                stop: *library.get(b"vision_mamba_meter_stop\0")?,
+            })
+        })()
+    };
+    let meter = meter.map_err(|error| error.to_string())?;
     // libtorch keeps pointers to the registered functions: the library must never be unloaded.
     std::mem::forget(library);
-    Ok(isa)
+    Ok((isa, meter))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use vision_mamba_datasets::{
     fold, prepare_case, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice,
     Plan, PreparedCase, Split,
 };
-use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec};
+use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec, Task};
 
 use super::evaluate::overlay_of;
 use super::models::parse_overrides;
@@ -124,6 +124,14 @@ fn start(
     let spec = preset(&name)
         .and_then(|spec| spec.with_overrides(&overrides))
         .map_err(|error| Misuse::error(error.to_string()))?;
+    if spec.task() != Task::Segmentation {
+        return Err(Misuse::error(format!(
+            "--model {name} is for {}, and {} is a segmentation data set; `vision-mamba models list` names the networks \
+             for segmentation",
+            spec.task(),
+            dataset.root.display()
+        )));
+    }
     // An existing run is refused before any work is done.
     let folder = RunFolder::create(&args.out)?;
     let plan = super::plan::make(dataset, printer)?;
