@@ -1,7 +1,4 @@
-//! Measures of restored pictures against scikit-image's and OpenCV's numbers, and `evaluate restoration`.
-//!
-//! `tests/data/restoration/` holds pictures (NASA, public domain; CC0; no known restrictions: from scikit-image's set),
-//! hazy and restored versions, and the numbers in `values.json`.
+//! Measures of restored pictures beyond the numbers that `tests/pipeline.rs` compares, and `evaluate restoration`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,12 +11,8 @@ use serde_json::Value;
 use util::run;
 use vision_mamba::metrics::restoration::{ciede2000, haze_density, psnr, ssim, Channels, Window};
 
-/// The folder in `VISION_MAMBA_RESTORATION`, or ours.
 fn data() -> PathBuf {
-    match std::env::var_os("VISION_MAMBA_RESTORATION") {
-        Some(folder) => PathBuf::from(folder),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/restoration"),
-    }
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden_pipeline/restoration")
 }
 
 fn values() -> Value {
@@ -33,66 +26,6 @@ fn picture(kind: &str, name: &str) -> RgbImage {
 
 /// Float64 on both sides.
 const EXACT: f64 = 1e-9;
-/// The helper works in float32, where its variances are small differences of large numbers: on these pictures it is up to
-/// 7.2e-5 from itself in float64.
-const SINGLE: f64 = 1e-4;
-
-#[test]
-fn every_convention_agrees_with_the_library_it_is_named_for() {
-    use {Channels::*, Window::*};
-    let values = values();
-    let mut compared = 0;
-    for (name, kinds) in values.as_object().unwrap() {
-        if name.starts_with('_') {
-            continue;
-        }
-        let clean = picture("clean", name);
-        for kind in ["hazy", "restored"] {
-            let image = picture(kind, name);
-            let decibels = |channels| psnr(&image, &clean, channels, 0).unwrap();
-            let likeness = |channels, window| ssim(&image, &clean, channels, window, 0).unwrap();
-            for (key, found, tolerance) in [
-                ("psnr_data_range_255", decibels(Rgb), EXACT),
-                ("y_studio_psnr_255", decibels(YStudio), EXACT),
-                ("y_studio_rounded_psnr_255", decibels(YStudioRounded), EXACT),
-                ("y_fullrange_cv2_psnr_255", decibels(YFull), EXACT),
-                ("ssim_default_win7_255", likeness(Rgb, Uniform(7)), EXACT),
-                ("ssim_default_win11_255", likeness(Rgb, Uniform(11)), EXACT),
-                ("ssim_gaussian_255", likeness(Rgb, Gaussian), EXACT),
-                (
-                    "ssim_gaussian_sample_cov_255",
-                    likeness(Rgb, GaussianSample),
-                    EXACT,
-                ),
-                ("ssim_valid_gaussian11_255", likeness(Rgb, Gaussian), EXACT),
-                (
-                    "y_studio_ssim_gaussian_255",
-                    likeness(YStudio, Gaussian),
-                    EXACT,
-                ),
-                (
-                    "y_fullrange_cv2_ssim_gaussian_255",
-                    likeness(YFull, Gaussian),
-                    EXACT,
-                ),
-                (
-                    "ssim_uvm_helper_zero_padded_gaussian11_unit",
-                    likeness(Rgb, GaussianZeroPadded),
-                    SINGLE,
-                ),
-            ] {
-                let expected = kinds[kind][key].as_f64().unwrap();
-                let error = (found - expected).abs();
-                assert!(
-                    error < tolerance,
-                    "{name} {kind} {key}: {found}, expected {expected}"
-                );
-                compared += 1;
-            }
-        }
-    }
-    assert!(compared >= 3 * 2 * 12, "{compared} values");
-}
 
 #[test]
 fn equal_pictures_and_those_off_by_one() {
