@@ -87,4 +87,24 @@ fn models_are_listed_and_shown() {
     assert!(value["state_dict"]
         .as_array()
         .is_some_and(|t| t.len() == 218));
+
+    // Counted by hand: a 3x3 convolution of 1 to 4 channels alone takes 36 multiply-adds a pixel.
+    let tiny = run(&["models", "show", "unet_plain_tiny_2d", "--json"]).expect_success();
+    let value: serde_json::Value = serde_json::from_str(&tiny.stdout).expect("JSON");
+    let cost = &value["cost"];
+    let pixels: i64 = cost["input_size"]
+        .as_array()
+        .expect("a size")
+        .iter()
+        .map(|n| n.as_i64().expect("a side"))
+        .product();
+    assert!(cost["multiply_adds"].as_i64() > Some(36 * pixels), "{cost}");
+    assert!(
+        cost["activation_bytes"].as_i64() > Some(4 * 4 * pixels),
+        "{cost}"
+    );
+    assert_eq!(cost["extrapolated"], false);
+    // Too large to be run without being asked.
+    let large = run(&["models", "show", "uvmnet_upstream"]).expect_success();
+    assert!(large.stdout.contains("--cost always"), "{}", large.stdout);
 }

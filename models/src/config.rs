@@ -74,6 +74,15 @@ impl NetworkSpec {
         }
     }
 
+    /// The spatial size it is made for, where there is one.
+    pub fn training_patch(&self) -> Option<&[i64]> {
+        match self {
+            NetworkSpec::Umamba(c) => Some(&c.training_patch),
+            NetworkSpec::Nnunet(c) => Some(&c.training_patch),
+            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) => None,
+        }
+    }
+
     /// The spec with some keys replaced. Values are JSON (`[8, 16]`, `0.1`, `true`); what is not JSON is taken as text.
     pub fn with_overrides<K: AsRef<str>, V: AsRef<str>>(
         &self,

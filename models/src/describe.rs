@@ -37,21 +37,25 @@ pub struct StateEntry {
     pub alias_of: Option<String>,
 }
 
-/// Describes a network for images of the given spatial size, which is rounded up to a multiple the network can take.
-pub fn describe(built: &Built, input_size: &[i64]) -> Description {
-    let divisor = built.net.divisor();
-    let side = |axis: usize| {
-        let by = divisor[axis];
+/// The smallest spatial size that the network takes and that is not below the given one. A last side stands for all that are missing.
+pub fn takeable_size(built: &Built, input_size: &[i64]) -> Vec<i64> {
+    let side = |(axis, by): (usize, &i64)| {
         let given = input_size
             .get(axis)
             .or(input_size.last())
             .copied()
-            .unwrap_or(by);
+            .unwrap_or(*by);
         (given.max(1) + by - 1) / by * by
     };
+    built.net.divisor().iter().enumerate().map(side).collect()
+}
+
+/// Describes a network for images of the given spatial size, which is rounded up to a multiple the network can take.
+pub fn describe(built: &Built, input_size: &[i64]) -> Description {
+    let size = takeable_size(built, input_size);
     let shape_of = |channels: i64, reduction: &[i64]| {
         std::iter::once(channels)
-            .chain(reduction.iter().enumerate().map(|(axis, r)| side(axis) / r))
+            .chain(reduction.iter().enumerate().map(|(axis, r)| size[axis] / r))
             .collect()
     };
     Description {

@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+pub mod cost;
 pub mod describe;
 pub mod error;
 pub mod init;
@@ -22,6 +23,7 @@ pub mod vision;
 pub mod weights;
 
 pub use config::NetworkSpec;
+pub use cost::{cost, NetworkCost};
 pub use describe::{describe, Description};
 pub use error::ModelError;
 pub use init::Init;

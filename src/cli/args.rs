@@ -87,6 +87,17 @@ pub struct ModelsListArgs {
     pub json: bool,
 }
 
+/// When `models show` runs the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CostChoice {
+    /// Where it takes seconds
+    Auto,
+    /// However long it takes
+    Always,
+    /// Not at all
+    Never,
+}
+
 /// Options of `models show`.
 #[derive(Debug, Args)]
 pub struct ModelsShowArgs {
@@ -98,7 +109,10 @@ pub struct ModelsShowArgs {
     /// Overrides of the preset, as key=value
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Size of the image that shapes are shown for, as 224x224 [default: 224 along each axis]
+    /// Whether to run the network on an empty image to count multiply-adds and memory
+    #[arg(long, value_enum, default_value = "auto")]
+    pub cost: CostChoice,
+    /// Size of the image that shapes and costs are shown for, as 224x224 [default: the preset's patch, else 224 along each axis]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub input_size: Option<Size>,
     /// Print JSON
