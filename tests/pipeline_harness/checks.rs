@@ -82,7 +82,7 @@ impl Worst {
             return;
         }
         let error = (ours - theirs).abs();
-        if !(error <= tolerance) {
+        if error > tolerance || error.is_nan() {
             self.faults.push(format!(
                 "{at} is {ours}, expected {theirs} within {tolerance:e}"
             ));
