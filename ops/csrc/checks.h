@@ -94,6 +94,45 @@ inline void check_scan(const ScanArguments& in) {
   if (given(in.delta_bias)) check.full("delta_bias", *in.delta_bias), check.shape("delta_bias", *in.delta_bias, {channels});
 }
 
+struct CrossArguments {
+  const Tensor &u, &weights, &dt_weight, &a;
+  const OptionalTensor &d, &delta_bias;
+  const Tensor& orders;
+  bool softplus;
+
+  at::ScalarType computing_type() const { return u.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+  bool shared() const { return u.dim() == 3; }  // whether the directions have the same tokens
+};
+
+inline void check_cross(const CrossArguments& in) {
+  const Check check{"cross_selective_scan", in.u, "u"};
+  check.floating("u", in.u);
+  if (symbolic(in.u) || symbolic(in.weights) || symbolic(in.orders)) return;  // tracing with sizes left open
+  if (in.orders.dim() != 2 || in.orders.size(0) < 1 || in.orders.scalar_type() != at::kInt) {
+    check.fail("orders has shape ", in.orders.sizes(), " and dtype ", in.orders.scalar_type(), ", expected (K, L) of int32");
+  }
+  const int64_t directions = in.orders.size(0), length = in.orders.size(1);
+  const bool plain = in.u.dim() == 3, own = in.u.dim() == 4 && in.u.size(1) == directions;
+  if (!(plain || own) || in.u.size(-2) != length || length < 1 || in.u.size(-1) < 1) {
+    check.fail("u has shape ", in.u.sizes(), ", expected (B, ", length, ", D) or (B, ", directions, ", ", length, ", D) for orders of shape ",
+               in.orders.sizes());
+  }
+  const int64_t batch = in.u.size(0), channels = in.u.size(-1);
+  check.full("A", in.a);
+  if (in.a.dim() != 3 || in.a.size(0) != directions || in.a.size(1) != channels || in.a.size(2) < 1) {
+    check.fail("A has shape ", in.a.sizes(), ", expected (", directions, ", ", channels, ", N) with N of at least 1");
+  }
+  check.floating("dt_weight", in.dt_weight);
+  if (in.dt_weight.dim() != 3 || in.dt_weight.size(0) != directions || in.dt_weight.size(1) != channels || in.dt_weight.size(2) < 1) {
+    check.fail("dt_weight has shape ", in.dt_weight.sizes(), ", expected (", directions, ", ", channels, ", R) with R of at least 1");
+  }
+  check.floating("weights", in.weights);
+  check.shape("weights", in.weights, {batch, length, directions, in.dt_weight.size(2) + 2 * in.a.size(2)});
+  if (given(in.d)) check.full("D", *in.d), check.shape("D", *in.d, {directions, channels});
+  if (given(in.delta_bias)) check.full("delta_bias", *in.delta_bias), check.shape("delta_bias", *in.delta_bias, {directions, channels});
+  check.device("orders", in.orders);
+}
+
 // Whether the activation is SiLU; complains of any but the known names.
 inline bool check_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const std::optional<c10::string_view>& activation) {
   const Check check{"causal_conv1d", x, "x"};

@@ -1,6 +1,6 @@
 // The operators as libtorch knows them: schemas in one place, implementations for CPU and Meta, and the autograd formulas.
 //
-// `selective_scan` and `causal_conv1d` are for callers. The others are the pieces that the autograd formulas are made of; they are operators too,
+// `selective_scan`, `cross_selective_scan` and `causal_conv1d` are for callers. The others are the pieces that the autograd formulas are made of; they are operators too,
 // so that compilers which trace through the formulas meet something they know.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -8,6 +8,7 @@
 #include <torch/version.h>
 
 #include "conv_cpu.h"
+#include "cross_cpu.h"
 #include "scan_cpu.h"
 
 namespace vision_mamba {
@@ -23,6 +24,19 @@ TORCH_LIBRARY(vision_mamba, m) {
   m.def(
       "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? z=None, "
       "Tensor? delta_bias=None, bool delta_softplus=False) -> (Tensor out, Tensor last_state)");
+  // `u` (B, L, D), or (B, K, L, D) where each direction has its own tokens; `weights` (B, L, K, R + 2 N), what each token says of its step
+  // size, B and C in each direction; `dt_weight` (K, D, R); A (K, D, N); D and delta_bias (K, D); `orders` (K, L) of int32, the token that each
+  // step comes to. The result is (B, L, D), the sum over the directions.
+  m.def(
+      "cross_selective_scan(Tensor u, Tensor weights, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias, Tensor orders, "
+      "bool delta_softplus=True) -> Tensor");
+  m.def(
+      "cross_selective_scan_forward(Tensor u, Tensor weights, Tensor dt_weight, Tensor A, Tensor? D, Tensor? delta_bias, Tensor orders, "
+      "bool delta_softplus) -> (Tensor out, Tensor checkpoints)");
+  m.def(
+      "cross_selective_scan_backward(Tensor grad_out, Tensor u, Tensor weights, Tensor dt_weight, Tensor A, Tensor? D, "
+      "Tensor? delta_bias, Tensor orders, bool delta_softplus, Tensor checkpoints) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("causal_conv1d(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None) -> Tensor");
   m.def(
       "selective_scan_forward(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
@@ -44,6 +58,14 @@ using ScanSignature = std::tuple<Tensor, Tensor>(VM_SCAN_PARAMETERS);
 using ScanForwardSignature = std::tuple<Tensor, Tensor, Tensor>(VM_SCAN_PARAMETERS);
 using ScanBackwardSignature = ScanGradients(const OptionalTensor& grad_out, const OptionalTensor& grad_last_state, VM_SCAN_PARAMETERS,
                                             const Tensor& checkpoints);
+#define VM_CROSS_PARAMETERS                                                                                           \
+  const Tensor &u, const Tensor &weights, const Tensor &dt_weight, const Tensor &a, const OptionalTensor &d,           \
+      const OptionalTensor &delta_bias, const Tensor &orders, bool softplus
+#define VM_CROSS_ARGUMENTS u, weights, dt_weight, a, d, delta_bias, orders, softplus
+
+using CrossSignature = Tensor(VM_CROSS_PARAMETERS);
+using CrossForwardSignature = std::tuple<Tensor, Tensor>(VM_CROSS_PARAMETERS);
+using CrossBackwardSignature = CrossGradients(const Tensor& grad_out, VM_CROSS_PARAMETERS, const Tensor& checkpoints);
 using ConvSignature = Tensor(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Activation activation);
 using ConvBackwardSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                                                                  const OptionalTensor& bias, Activation activation);
@@ -65,10 +87,19 @@ static ScanGradients scan_grad_cpu(const OptionalTensor& grad_out, const Optiona
   return scan_backward_cpu(grad_out, grad_last_state, {VM_SCAN_ARGUMENTS}, checkpoints);
 }
 
+static Tensor cross_cpu(VM_CROSS_PARAMETERS) { return std::get<0>(cross_forward_cpu({VM_CROSS_ARGUMENTS}, false)); }
+static std::tuple<Tensor, Tensor> cross_save_cpu(VM_CROSS_PARAMETERS) { return cross_forward_cpu({VM_CROSS_ARGUMENTS}, true); }
+static CrossGradients cross_grad_cpu(const Tensor& grad_out, VM_CROSS_PARAMETERS, const Tensor& checkpoints) {
+  return cross_backward_cpu(grad_out, {VM_CROSS_ARGUMENTS}, checkpoints);
+}
+
 TORCH_LIBRARY_IMPL(vision_mamba, CPU, m) {
   m.impl("selective_scan", scan_cpu);
   m.impl("selective_scan_forward", scan_save_cpu);
   m.impl("selective_scan_backward", scan_grad_cpu);
+  m.impl("cross_selective_scan", cross_cpu);
+  m.impl("cross_selective_scan_forward", cross_save_cpu);
+  m.impl("cross_selective_scan_backward", cross_grad_cpu);
   m.impl("causal_conv1d", conv_forward_cpu);
   m.impl("causal_conv1d_backward", conv_backward_cpu);
 }
@@ -98,6 +129,23 @@ static ScanGradients scan_grad_meta(const OptionalTensor&, const OptionalTensor&
   return {at::empty_like(u), at::empty_like(delta), flat(a), weight(b), weight(c), given(d) ? flat(*d) : none,
           given(z) ? at::empty_like(*z) : none, given(delta_bias) ? flat(*delta_bias) : none};
 }
+static Tensor cross_meta(VM_CROSS_PARAMETERS) {
+  const CrossArguments in{VM_CROSS_ARGUMENTS};
+  check_cross(in);
+  return at::empty_symint({u.sym_size(0), u.sym_size(-2), u.sym_size(-1)}, u.options());
+}
+static std::tuple<Tensor, Tensor> cross_save_meta(VM_CROSS_PARAMETERS) {
+  Tensor out = cross_meta(VM_CROSS_ARGUMENTS);
+  const auto type = CrossArguments{VM_CROSS_ARGUMENTS}.computing_type();
+  return {out, at::empty_symint({u.sym_size(0), orders.sym_size(0), checkpoint_count(u.sym_size(-2)), a.sym_size(2), u.sym_size(-1)},
+                                u.options().dtype(type))};
+}
+static CrossGradients cross_grad_meta(const Tensor&, VM_CROSS_PARAMETERS, const Tensor&) {
+  (void)softplus, (void)orders;
+  const Tensor none = at::empty({0}, u.options().dtype(u.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  auto flat = [](const Tensor& t) { return at::empty_like(t, at::MemoryFormat::Contiguous); };
+  return {flat(u), flat(weights), flat(dt_weight), flat(a), given(d) ? flat(*d) : none, given(delta_bias) ? flat(*delta_bias) : none};
+}
 static Tensor conv_meta(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, Activation activation) {
   check_conv(x, weight, bias, activation);
   return at::empty_like(x);
@@ -113,6 +161,9 @@ TORCH_LIBRARY_IMPL(vision_mamba, Meta, m) {
   m.impl("selective_scan", scan_meta);
   m.impl("selective_scan_forward", scan_save_meta);
   m.impl("selective_scan_backward", scan_grad_meta);
+  m.impl("cross_selective_scan", cross_meta);
+  m.impl("cross_selective_scan_forward", cross_save_meta);
+  m.impl("cross_selective_scan_backward", cross_grad_meta);
   m.impl("causal_conv1d", conv_meta);
   m.impl("causal_conv1d_backward", conv_grad_meta);
 }
@@ -207,6 +258,55 @@ static std::tuple<Tensor, Tensor> scan_autograd(VM_SCAN_PARAMETERS) {
   return op.call(VM_SCAN_ARGUMENTS);
 }
 
+struct CrossGradientNode : Function<CrossGradientNode> {
+  static variable_list forward(AutogradContext*, const Tensor& grad_out, VM_CROSS_PARAMETERS, const Tensor& checkpoints) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    static auto op = find_operator<CrossBackwardSignature>("vision_mamba::cross_selective_scan_backward");
+    auto [gu, gweights, gdt, ga, gd, gbias] = op.call(grad_out, VM_CROSS_ARGUMENTS, checkpoints);
+    return {gu, gweights, gdt, ga, gd, gbias};
+  }
+  static variable_list backward(AutogradContext*, variable_list) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "vision_mamba::cross_selective_scan", kNoDoubleBackward);
+  }
+};
+
+static CrossGradients cross_grad_autograd(const Tensor& grad_out, VM_CROSS_PARAMETERS, const Tensor& checkpoints) {
+  if (wants_gradient(grad_out, u, weights, dt_weight, a, d, delta_bias)) {
+    auto g = CrossGradientNode::apply(grad_out, VM_CROSS_ARGUMENTS, checkpoints);
+    return {g[0], g[1], g[2], g[3], g[4], g[5]};
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  static auto op = find_operator<CrossBackwardSignature>("vision_mamba::cross_selective_scan_backward");
+  return op.call(grad_out, VM_CROSS_ARGUMENTS, checkpoints);
+}
+
+struct CrossNode : Function<CrossNode> {
+  static Tensor forward(AutogradContext* ctx, VM_CROSS_PARAMETERS) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    static auto op = find_operator<CrossForwardSignature>("vision_mamba::cross_selective_scan_forward");
+    auto [out, checkpoints] = op.call(VM_CROSS_ARGUMENTS);
+    ctx->save_for_backward({u, weights, dt_weight, a, unpack(d), unpack(delta_bias), orders, checkpoints});
+    ctx->saved_data["softplus"] = softplus;
+    return out;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto s = ctx->get_saved_variables();
+    static auto op = find_operator<CrossBackwardSignature>("vision_mamba::cross_selective_scan_backward");
+    auto [gu, gweights, gdt, ga, gd, gbias] = op.call(grads[0], s[0], s[1], s[2], s[3], repack(s[4]), repack(s[5]), s[6],
+                                                      ctx->saved_data["softplus"].toBool(), s[7]);
+    return {gu, gweights, gdt, ga, gradient_of(s[4], gd), gradient_of(s[5], gbias), Tensor(), Tensor()};
+  }
+};
+
+static Tensor cross_autograd(VM_CROSS_PARAMETERS) {
+  check_device("cross_selective_scan", "u", u);
+  check_cross({VM_CROSS_ARGUMENTS});
+  if (wants_gradient(u, weights, dt_weight, a, d, delta_bias)) return CrossNode::apply(VM_CROSS_ARGUMENTS);
+  at::AutoDispatchBelowADInplaceOrView below;
+  static auto op = find_operator<CrossSignature>("vision_mamba::cross_selective_scan");
+  return op.call(VM_CROSS_ARGUMENTS);
+}
+
 struct ConvGradientNode : Function<ConvGradientNode> {
   static variable_list forward(AutogradContext*, const Tensor& grad_out, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                Activation activation) {
@@ -260,6 +360,8 @@ static Tensor conv_autograd(const Tensor& x, const Tensor& weight, const Optiona
 TORCH_LIBRARY_IMPL(vision_mamba, Autograd, m) {
   m.impl("selective_scan", scan_autograd);
   m.impl("selective_scan_backward", scan_grad_autograd);
+  m.impl("cross_selective_scan", cross_autograd);
+  m.impl("cross_selective_scan_backward", cross_grad_autograd);
   m.impl("causal_conv1d", conv_autograd);
   m.impl("causal_conv1d_backward", conv_grad_autograd);
 }

@@ -56,7 +56,7 @@ Sort sort_of(std::string_view name) {
   static constexpr std::string_view products[] = {"aten::convolution", "aten::mm",  "aten::addmm", "aten::bmm",
                                                   "aten::baddbmm",     "aten::mv",  "aten::addmv", "aten::dot",
                                                   "aten::mkldnn_linear", "aten::_addmm_activation"};
-  if (name == "vision_mamba::selective_scan") return Sort::scan;
+  if (name == "vision_mamba::selective_scan" || name == "vision_mamba::cross_selective_scan") return Sort::scan;
   return std::find(std::begin(products), std::end(products), name) != std::end(products) ? Sort::product : Sort::other;
 }
 
@@ -71,6 +71,12 @@ Work work_of(std::string_view name, c10::ArrayRef<const c10::IValue> in) {
   }
   // As VMamba counts it: 9 for every state of every channel and step.
   if (name == "vision_mamba::selective_scan") return {9.0 * elements(tensor(0)) * static_cast<double>(tensor(2).size(1)), 0};
+  if (name == "vision_mamba::cross_selective_scan") {
+    // u is (B, L, D) or (B, K, L, D), dt_weight (K, D, R), A (K, D, N)
+    const at::Tensor u = tensor(0), dt_weight = tensor(2), a = tensor(3);
+    const double steps = static_cast<double>(u.size(0) * u.size(-2) * u.size(-1) * a.size(0));
+    return {steps * (9.0 * static_cast<double>(a.size(2)) + static_cast<double>(dt_weight.size(2))), 0};
+  }
   const bool added = name == "aten::addmm" || name == "aten::baddbmm" || name == "aten::addmv" || name == "aten::_addmm_activation";
   // The length of the sums.
   return {0, static_cast<double>(tensor(added ? 1 : 0).size(-1))};

@@ -62,6 +62,36 @@ struct ScanBackward {
   void *partial_b, *partial_c;  // (tasks, partial_size) for varying B and C
 };
 
+// Several scans of one set of tokens, each in an order of its own. In `scan`, `u` holds the tokens, channels next to each other; `a`, `d` and
+// `delta_bias` have a leading dimension of directions; `delta`, `z`, `b` and `c` are not used.
+struct Cross {
+  Scan scan;
+  int64_t directions, rank;
+  int64_t u_direction;       // distance between the directions' tokens; 0 where they share them
+  Sequence weights;          // (batch, rank + 2 states, token): what each token says of its step size, B and C; `row_stride` is 1
+  int64_t weights_direction;
+  const void* dt_weight;     // (directions, rank, channels)
+  const int32_t* orders;     // (directions, length): the token that a step comes to
+};
+
+struct CrossForward {
+  Cross cross;
+  void* out;          // (batch, token, channels), the sum over the directions
+  void* checkpoints;  // (batch, directions, chunks, states, channels) states at the start of every chunk, or null
+};
+
+struct CrossBackward {
+  Cross cross;
+  int64_t first_direction, last_direction;  // worked on in this pass
+  Sequence grad_out;
+  const void* checkpoints;
+  void* grad_u;              // (batch, token, channels), or with a dimension of directions behind the batch where they have their own tokens
+  // Sums over the batch are left to a second pass: (batch, directions, ...).
+  void *grad_a, *grad_d, *grad_delta_bias, *grad_dt_weight;
+  void *partial_b, *partial_c, *partial_dt;  // (tasks, directions of this pass, ...)
+  void* grad_weights;        // (batch, token, directions, rank + 2 states)
+};
+
 struct Conv {
   int64_t batch, channels, length, width;
   Sequence x;
@@ -84,12 +114,17 @@ struct ConvBackward {
 struct Kernels {
   int64_t lanes;        // channels worked on at once
   int64_t chunk_steps;  // steps between two stored states
-  Partition (*partition)(int64_t batch, int64_t channels, int64_t length, int64_t states, int64_t groups);
+  Partition (*partition)(int64_t batch, int64_t channels, int64_t length, int64_t states, int64_t groups, int64_t least_tasks);
   // Tasks first..last of batch * groups * tasks_per_group.
   void (*scan_forward)(const ScanForward&, int64_t first, int64_t last);
   void (*scan_backward)(const ScanBackward&, int64_t first, int64_t last);
   // Adds the tasks' shares of the gradient of B or C; (batch, group of B, chunk) items first..last.
   void (*merge_weights)(const Scan&, const Weights& gradient, const void* partial, int64_t first, int64_t last);
+  // Tasks first..last of batch * tasks_per_group.
+  void (*cross_forward)(const CrossForward&, int64_t first, int64_t last);
+  void (*cross_backward)(const CrossBackward&, int64_t first, int64_t last);
+  // Adds the tasks' shares of the gradient of the tokens' weights; (batch, direction of the pass, chunk) items first..last.
+  void (*merge_cross)(const CrossBackward&, int64_t first, int64_t last);
   // (batch, block of `lanes` channels) items first..last.
   void (*conv_forward)(const ConvForward&, int64_t first, int64_t last);
   void (*conv_backward)(const ConvBackward&, int64_t first, int64_t last);

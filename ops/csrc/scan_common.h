@@ -23,17 +23,17 @@ VM_INLINE int64_t state_row(int64_t states) {
 }
 
 template <class T>
-static Partition make_partition(int64_t batch, int64_t channels, int64_t length, int64_t states, int64_t groups) {
+static Partition make_partition(int64_t batch, int64_t channels, int64_t length, int64_t states, int64_t groups, int64_t least_tasks) {
   constexpr int V = kLanes<T>;
   Partition cut;
   cut.groups = groups;
   cut.group_channels = channels / groups;
   const int64_t blocks = round_up(cut.group_channels, V) / V;
-  // Blocks worked on together share the tiles of B and C and the storage for their gradients; but sixteen tasks come first,
+  // Blocks worked on together share the tiles of B and C and the storage for their gradients; but some tasks come first,
   // or there would be nothing to give to threads.
   cut.blocks_per_task = 1;
   for (int64_t k = 2; k <= 8; k *= 2) {
-    if (batch * groups * (round_up(blocks, k) / k) >= 16) cut.blocks_per_task = k;
+    if (batch * groups * (round_up(blocks, k) / k) >= least_tasks) cut.blocks_per_task = k;
   }
   cut.tasks_per_group = round_up(blocks, cut.blocks_per_task) / cut.blocks_per_task;
   cut.chunks = round_up(length, kChunk) / kChunk;

@@ -35,7 +35,7 @@ inline PreparedScan prepare(const ScanArguments& in) {
   s.batch = in.u.size(0), s.channels = in.u.size(1), s.length = in.u.size(2), s.states = in.a.size(1);
   // A block of channels must lie in one group of B and in one of C.
   const int64_t groups = std::lcm(weight_groups(in.b), weight_groups(in.c));
-  s.cut = kernels(type).partition(s.batch, s.channels, s.length, s.states, groups);
+  s.cut = kernels(type).partition(s.batch, s.channels, s.length, s.states, groups, 16);
   s.u = sequence(in.u), s.delta = sequence(in.delta), s.z = sequence(in.z);
   s.b = weights(in.b, p.b, type), s.c = weights(in.c, p.c, type);
   p.a = small(in.a, type), p.d = small(in.d, type), p.delta_bias = small(in.delta_bias, type);

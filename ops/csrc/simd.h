@@ -51,14 +51,30 @@ VM_INLINE vec<T> splat(T x) {
 template <class T>
 VM_INLINE vec<T> load_some(const T* p, int count) {
   if (count == kLanes<T>) return load(p);
+#if VM_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  } else {
+    return _mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+  }
+#else
   vec<T> v = {};
   for (int i = 0; i < count; i++) v[i] = p[i];
   return v;
+#endif
 }
 template <class T>
 VM_INLINE void store_some(T* p, vec<T> v, int count) {
   if (count == kLanes<T>) return store(p, v);
+#if VM_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), v);
+  } else {
+    _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), v);
+  }
+#else
   for (int i = 0; i < count; i++) p[i] = v[i];
+#endif
 }
 // Lanes of `step` apart, starting anywhere: A is (D, N) and a vector holds one state of neighbouring channels.
 template <class T>

@@ -23,6 +23,16 @@ class Ops(Module):
     delta_bias: Optional[Tensor],
     delta_softplus: bool) -> Tuple[Tensor, Tensor]:
     return ops.vision_mamba.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+  def cross_selective_scan(self: __torch__.Ops,
+    u: Tensor,
+    weights: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Optional[Tensor],
+    delta_bias: Optional[Tensor],
+    orders: Tensor,
+    delta_softplus: bool) -> Tensor:
+    return ops.vision_mamba.cross_selective_scan(u, weights, dt_weight, A, D, delta_bias, orders, delta_softplus)
   def causal_conv1d(self: __torch__.Ops,
     x: Tensor,
     weight: Tensor,

@@ -1,6 +1,6 @@
 //! Argument checks of the reference; the native library makes the same ones for its callers in any language.
 
-use crate::{OpsError, SelectiveScan};
+use crate::{CrossScan, OpsError, SelectiveScan};
 use tch::{Kind, Tensor};
 
 /// Names the operator in every complaint, and remembers the sizes the arguments have to agree on.
@@ -126,6 +126,55 @@ pub(crate) fn scan(args: &SelectiveScan) -> Result<ScanSizes, OpsError> {
         check.same_device(name, tensor, args.u)?;
     }
     Ok(sizes)
+}
+
+/// Sizes of scans in several orders after their arguments have been found to agree.
+pub(crate) struct CrossSizes {
+    pub(crate) directions: i64,
+    pub(crate) states: i64,
+    pub(crate) rank: i64,
+}
+
+pub(crate) fn cross(args: &CrossScan) -> Result<CrossSizes, OpsError> {
+    let check = Check {
+        op: "cross_selective_scan",
+    };
+    let &[directions, length] = args.orders.size().as_slice() else {
+        return check.fail(format!(
+            "orders has shape {:?}, expected (K, L)",
+            args.orders.size()
+        ));
+    };
+    let (batch, channels) = match *args.u.size().as_slice() {
+        [b, l, d] if l == length => (b, d),
+        [b, k, l, d] if l == length && k == directions => (b, d),
+        _ => {
+            return check.fail(format!(
+                "u has shape {:?}, expected (B, {length}, D) or (B, {directions}, {length}, D)",
+                args.u.size()
+            ))
+        }
+    };
+    let last = |name: &str, tensor: &Tensor| match *tensor.size().as_slice() {
+        [k, d, n] if k == directions && d == channels && n >= 1 => Ok(n),
+        _ => check.fail(format!(
+            "{name} has shape {:?}, expected ({directions}, {channels}, n) with n of at least 1",
+            tensor.size()
+        )),
+    };
+    let (states, rank) = (last("A", args.a)?, last("dt_weight", args.dt_weight)?);
+    let each = rank + 2 * states;
+    check.shape("weights", args.weights, &[batch, length, directions, each])?;
+    for (name, tensor) in [("D", args.d), ("delta_bias", args.delta_bias)] {
+        if let Some(tensor) = tensor {
+            check.shape(name, tensor, &[directions, channels])?;
+        }
+    }
+    Ok(CrossSizes {
+        directions,
+        states,
+        rank,
+    })
 }
 
 fn weights(check: &Check, name: &str, tensor: &Tensor, sizes: &ScanSizes) -> Result<(), OpsError> {

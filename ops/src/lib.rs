@@ -60,6 +60,41 @@ pub struct ScanOutput {
     pub last_state: Tensor,
 }
 
+/// The arguments of [`cross_selective_scan`].
+///
+/// Direction `k` is a selective scan of the tokens in the order `orders[k]`. What a token says of its own step does not depend on its
+/// place in a sequence, so the caller projects every token once, for all directions: `weights[.., k, ..]` holds the `R` numbers that the
+/// step size of each channel is made of (`delta = dt_weight[k] * weights`), then `B`, then `C`.
+#[derive(Debug, Clone, Copy)]
+pub struct CrossScan<'a> {
+    /// Tokens, (B, L, D), or (B, K, L, D) where each direction has its own.
+    pub u: &'a Tensor,
+    /// (B, L, K, R + 2 N)
+    pub weights: &'a Tensor,
+    /// (K, D, R)
+    pub dt_weight: &'a Tensor,
+    /// (K, D, N)
+    pub a: &'a Tensor,
+    /// (K, D)
+    pub d: Option<&'a Tensor>,
+    /// (K, D)
+    pub delta_bias: Option<&'a Tensor>,
+    /// (K, L) of int32: the token that each step comes to; every row a permutation.
+    pub orders: &'a Tensor,
+    /// Whether step sizes go through softplus.
+    pub delta_softplus: bool,
+}
+
+/// Selective scans of the same tokens in several orders, each result put back in its token's place and added up: (B, L, D). This is the
+/// core of SS2D (VMamba, section 4.2). On the native library no direction's copy of anything is made; else on the reference.
+pub fn cross_selective_scan(args: &CrossScan) -> Result<Tensor, OpsError> {
+    if native::serves(args.u) {
+        native::cross_selective_scan(args)
+    } else {
+        reference::cross_selective_scan(args)
+    }
+}
+
 /// What [`causal_conv1d`] applies to its sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {

@@ -1,6 +1,6 @@
 //! Finds, checks and loads the native library, once a process.
 
-use crate::{archive, Activation, OpsError, ScanOutput, SelectiveScan};
+use crate::{archive, Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{c_char, c_void, CStr};
 use std::fmt;
@@ -222,6 +222,25 @@ impl Native {
         Err(OpsError::Torch(
             "selective_scan returned something else than two tensors".to_owned(),
         ))
+    }
+
+    pub(crate) fn cross_selective_scan(&self, args: &CrossScan) -> Result<Tensor, OpsError> {
+        let inputs = [
+            tensor(args.u),
+            tensor(args.weights),
+            tensor(args.dt_weight),
+            tensor(args.a),
+            optional(args.d),
+            optional(args.delta_bias),
+            tensor(args.orders),
+            IValue::Bool(args.delta_softplus),
+        ];
+        match self.call("cross_selective_scan", &inputs)? {
+            IValue::Tensor(out) => Ok(out),
+            _ => Err(OpsError::Torch(
+                "cross_selective_scan returned something else than a tensor".to_owned(),
+            )),
+        }
     }
 
     pub(crate) fn causal_conv1d(

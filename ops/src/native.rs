@@ -1,6 +1,6 @@
 //! The native library's operators, without falling back: for tests, benches and those who want to know.
 
-use crate::{library, Activation, OpsError, ScanOutput, SelectiveScan};
+use crate::{library, Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
 use tch::{Device, Kind, Tensor};
 
 /// Whether the native library is loaded.
@@ -21,6 +21,11 @@ pub(crate) fn serves(tensor: &Tensor) -> bool {
 /// The selective scan on the native library; see [`crate::selective_scan`].
 pub fn selective_scan(args: &SelectiveScan) -> Result<ScanOutput, OpsError> {
     library::loaded()?.selective_scan(args)
+}
+
+/// Scans in several orders on the native library; see [`crate::cross_selective_scan`].
+pub fn cross_selective_scan(args: &CrossScan) -> Result<Tensor, OpsError> {
+    library::loaded()?.cross_selective_scan(args)
 }
 
 /// The causal convolution on the native library; see [`crate::causal_conv1d`].

@@ -5,7 +5,7 @@
 //! `addcmul` on contiguous memory and the backward pass stays linear in the length.
 
 use crate::check::{self, Check};
-use crate::{Activation, OpsError, ScanOutput, SelectiveScan};
+use crate::{Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
 use tch::{Kind, Tensor};
 
 /// Steps prepared together: at (B 2, D 384, N 16) one chunk's decays take 1.5 MB and stay in the second-level cache.
@@ -80,6 +80,56 @@ pub fn selective_scan(args: &SelectiveScan) -> Result<ScanOutput, OpsError> {
         out: out.f_to_kind(args.u.kind())?,
         last_state: h,
     })
+}
+
+/// Scans in several orders: tokens are copied into each order, scanned by `scan`, put back and added up.
+pub fn cross_selective_scan(args: &CrossScan) -> Result<Tensor, OpsError> {
+    cross_with(args, selective_scan)
+}
+
+/// The same, on a given implementation of the single scan.
+pub fn cross_with(
+    args: &CrossScan,
+    scan: impl Fn(&SelectiveScan) -> Result<ScanOutput, OpsError>,
+) -> Result<Tensor, OpsError> {
+    let sizes = check::cross(args)?;
+    let (rank, n) = (sizes.rank, sizes.states);
+    let mut sum: Option<Tensor> = None;
+    for k in 0..sizes.directions {
+        let order = args.orders.f_select(0, k)?.f_to_kind(Kind::Int64)?;
+        let back = order.f_argsort(0, false)?;
+        let own = match args.u.dim() {
+            4 => args.u.f_select(1, k)?,
+            _ => args.u.shallow_clone(),
+        };
+        let u = own.f_index_select(1, &order)?;
+        let weights = args.weights.f_select(2, k)?.f_index_select(1, &order)?;
+        let dt_weight = args.dt_weight.f_select(0, k)?.f_to_kind(weights.kind())?;
+        let delta = weights
+            .f_narrow(-1, 0, rank)?
+            .f_matmul(&dt_weight.f_transpose(0, 1)?)?;
+        let each = |t: Option<&Tensor>| t.map(|t| t.f_select(0, k)).transpose();
+        let (d, delta_bias) = (each(args.d)?, each(args.delta_bias)?);
+        let out = scan(&SelectiveScan {
+            u: &u.f_transpose(1, 2)?,
+            delta: &delta.f_transpose(1, 2)?,
+            a: &args.a.f_select(0, k)?,
+            b: &weights.f_narrow(-1, rank, n)?.f_transpose(1, 2)?,
+            c: &weights.f_narrow(-1, rank + n, n)?.f_transpose(1, 2)?,
+            d: d.as_ref(),
+            z: None,
+            delta_bias: delta_bias.as_ref(),
+            delta_softplus: args.delta_softplus,
+        })?
+        .out
+        .f_transpose(1, 2)?
+        .f_index_select(1, &back)?;
+        sum = Some(match sum {
+            Some(sum) => sum.f_add(&out)?,
+            None => out,
+        });
+    }
+    sum.ok_or_else(|| OpsError::Torch("there is no direction".to_owned()))
 }
 
 /// `B` or `C` in one of their three forms, ready to be multiplied with (T, B, D, n) tensors.
