@@ -63,7 +63,7 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
   const int64_t tile_size = kChunk * V, state_size = blocks * padded * V, rank_size = blocks * row.rank * V;
   const int64_t directions = f.last_direction - f.first_direction;
   [[maybe_unused]] FlushDenormals flush;
-  Scratch scratch(sizeof(T) * size_t((8 + 2 * kBackStates<T>)*tile_size + 16 * V + kChunk * row.size + 3 * state_size + 2 * rank_size +
+  Scratch scratch(sizeof(T) * size_t((8 + 2 * kBackStates<T>)*tile_size + 16 * V + row.tile() + 3 * state_size + 2 * rank_size +
                                      2 * blocks * V + 512));
   Tiles<T> tile{};
   T** const tiles[] = {&tile.dt, &tile.slope, &tile.u, &tile.x, &tile.dy, &tile.gdt, &tile.gx};
@@ -71,8 +71,8 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
   T* turned = scratch.take<T>(tile_size);
   tile.decay = scratch.take<T>(tile_size * kBackStates<T>);
   tile.h = scratch.take<T>((tile_size + V) * kBackStates<T>);
-  T* weights = scratch.take<T>(kChunk * row.size);
-  for (int64_t i = 0; i < kChunk * row.size; i++) weights[i] = T(0);
+  T* weights = scratch.take<T>(row.tile());
+  for (int64_t i = 0; i < row.tile(); i++) weights[i] = T(0);
   T *a = scratch.take<T>(state_size), *carry = scratch.take<T>(state_size), *ga = scratch.take<T>(state_size);
   T *dt_weight = scratch.take<T>(rank_size), *gw = scratch.take<T>(rank_size);
   T *gd = scratch.take<T>(blocks * V), *gbias = scratch.take<T>(blocks * V);
@@ -100,7 +100,7 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
         const int64_t steps = length - t0 < kChunk ? length - t0 : kChunk;
         const int64_t padded_steps = round_up(steps, V), ahead = chunk > 0 ? -kChunk : 0;
         const int32_t* order = cross.orders + direction * length + t0;
-        load_weight_rows<T>(weights, row, cross, task.batch, direction, t0, steps, kChunk);
+        load_weight_rows<T>(weights, row, cross, task.batch, direction, t0, steps, kChunk, ahead);
         T* sum_b = (T*)f.partial_b + share * scan.cut.partial_size + chunk * kChunk * padded;
         T* sum_c = (T*)f.partial_c + share * scan.cut.partial_size + chunk * kChunk * padded;
         T* sum_dt = (T*)f.partial_dt + (share * scan.cut.chunks + chunk) * cross.rank * kChunk;
@@ -148,7 +148,7 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
           for (int64_t t = steps; t < padded_steps; t++) store<T>(tile.gdt + t * V, vec<T>{});
           store<T>(gd + k * V, sum_d);
           store<T>(gbias + k * V, sum_bias);
-          store_tokens<T>(tile.gx, grad_u + channel, channels, order, rows, steps, add);
+          store_tokens<T>(tile.gx, grad_u + channel, channels, order, rows, steps, add, ahead);
           add_dt_weight<T>(gw + k * row.rank * V, tile.gdt, weights, row, cross.rank, steps);
           add_rank_weights<T>(sum_dt, turned, tile.gdt, w, cross.rank, padded_steps);
         }

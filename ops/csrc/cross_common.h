@@ -1,6 +1,7 @@
 // What the forward and the backward pass over several directions share. A task takes blocks of channels of one batch entry through all
 // directions, so that their columns of the map stay in the second-level cache. A step's weights lie in one row of a tile:
-//   rank numbers that the step size is made of | states of B | states of C     each part padded with zeros to whole vectors
+//   rank numbers that the step size is made of | states of B | states of C
+// Where the kernels work on more states than there are, each part is padded with zeros.
 #pragma once
 #include "scan_common.h"
 
@@ -12,24 +13,42 @@ static constexpr int kRanks = 8;
 
 template <class T>
 struct WeightRow {
-  int64_t rank, states;  // padded sizes
+  int64_t rank;  // padded number of rows of dt_weight
   int64_t b, c, size;
+  bool whole;  // copied as it is
   explicit WeightRow(const Cross& cross) {
     constexpr int V = kLanes<T>;
-    rank = round_up(cross.rank, V > kRanks ? V : kRanks);
-    states = round_up(cross.scan.states, V < 4 ? 4 : V);
-    b = rank, c = rank + states, size = rank + 2 * states;
+    const int64_t states = cross.scan.states;
+    rank = round_up(cross.rank, kRanks);
+    whole = cross.scan.cut.padded_states == states;
+    if (whole) {
+      b = cross.rank, c = b + states, size = round_up(c + states, V);
+    } else {
+      b = round_up(cross.rank, V), c = b + round_up(states, V < 4 ? 4 : V), size = 2 * c - b;
+    }
   }
+  // Elements of a tile; those behind the rank of the last row may be read, and count for nothing.
+  int64_t tile() const { return kChunk * size + kRanks; }
 };
 
 template <class T, class S>
-static void load_weight_rows_as(T* tile, const WeightRow<T>& row, const Cross& cross, const S* p, const int32_t* order, int64_t steps) {
+static void load_weight_rows_as(T* tile, const WeightRow<T>& row, const Cross& cross, const S* p, const int32_t* order, int64_t steps,
+                                int64_t ahead) {
   constexpr int V = kLanes<T>;
-  const int64_t parts[3][3] = {{0, 0, cross.rank}, {cross.rank, row.b, cross.scan.states},
-                               {cross.rank + cross.scan.states, row.c, cross.scan.states}};
+  const int64_t states = cross.scan.states, all = cross.rank + 2 * states;
+  const int64_t parts[3][3] = {{0, 0, cross.rank}, {cross.rank, row.b, states}, {cross.rank + states, row.c, states}};
   for (int64_t t = 0; t < steps; t++) {
     const S* from = p + order[t] * cross.weights.time_stride;
+    const char* later = (const char*)(p + order[t + ahead] * cross.weights.time_stride);
     T* to = tile + t * row.size;
+    if (row.whole) {
+      for (int64_t i = 0; i < all; i += V) {
+        __builtin_prefetch(later + i * int64_t(sizeof(S)));
+        store<T>(to + i, load_row<T, S>(from + i, all - i < V ? int(all - i) : V));
+      }
+      continue;
+    }
+    for (int64_t i = 0; i < all * int64_t(sizeof(S)); i += 64) __builtin_prefetch(later + i);
     for (const auto& [source, target, count] : parts) {
       for (int64_t i = 0; i < count; i += V) {
         store<T>(to + target + i, load_row<T, S>(from + source + i, count - i < V ? int(count - i) : V));
@@ -41,16 +60,16 @@ static void load_weight_rows_as(T* tile, const WeightRow<T>& row, const Cross& c
 // numbers that stand for something are written.
 template <class T>
 static void load_weight_rows(T* tile, const WeightRow<T>& row, const Cross& cross, int64_t batch, int64_t direction, int64_t t0,
-                             int64_t steps, int64_t padded_steps) {
+                             int64_t steps, int64_t padded_steps, int64_t ahead) {
   const Sequence& w = cross.weights;
   const int64_t offset = batch * w.batch_stride + direction * cross.weights_direction;
   const int32_t* order = cross.orders + direction * cross.scan.length + t0;
   for (int64_t i = steps * row.size; i < padded_steps * row.size; i++) tile[i] = T(0);
   switch (w.type) {
-    case Scalar::f32: return load_weight_rows_as<T>(tile, row, cross, (const float*)w.data + offset, order, steps);
-    case Scalar::f64: return load_weight_rows_as<T>(tile, row, cross, (const double*)w.data + offset, order, steps);
-    case Scalar::bf16: return load_weight_rows_as<T>(tile, row, cross, (const BFloat16*)w.data + offset, order, steps);
-    case Scalar::f16: return load_weight_rows_as<T>(tile, row, cross, (const Float16*)w.data + offset, order, steps);
+    case Scalar::f32: return load_weight_rows_as<T>(tile, row, cross, (const float*)w.data + offset, order, steps, ahead);
+    case Scalar::f64: return load_weight_rows_as<T>(tile, row, cross, (const double*)w.data + offset, order, steps, ahead);
+    case Scalar::bf16: return load_weight_rows_as<T>(tile, row, cross, (const BFloat16*)w.data + offset, order, steps, ahead);
+    case Scalar::f16: return load_weight_rows_as<T>(tile, row, cross, (const Float16*)w.data + offset, order, steps, ahead);
   }
 }
 
@@ -75,15 +94,16 @@ static void load_tokens(T* tile, const Sequence& s, int64_t offset, const int32_
 
 // Puts a tile in its tokens' places, or adds it to what stands there.
 template <class T>
-static void store_tokens(const T* tile, T* p, int64_t token, const int32_t* order, int rows, int64_t steps, bool add) {
+static void store_tokens(const T* tile, T* p, int64_t token, const int32_t* order, int rows, int64_t steps, bool add, int64_t ahead) {
   constexpr int V = kLanes<T>;
   if (add) {
     for (int64_t t = 0; t < steps; t++) {
+      __builtin_prefetch(p + order[t + ahead] * token, 1);
       T* to = p + order[t] * token;
       store_some<T>(to, load_some<T>(to, rows) + load(tile + t * V), rows);
     }
   } else {
-    for (int64_t t = 0; t < steps; t++) store_some<T>(p + order[t] * token, load(tile + t * V), rows);
+    for (int64_t t = 0; t < steps; t++) __builtin_prefetch(p + order[t + ahead] * token, 1), store_some<T>(p + order[t] * token, load(tile + t * V), rows);
   }
 }
 
