@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::suggest::nearest;
 use crate::unet::{MambaUnetConfig, NnUnetConfig, UMambaConfig, UvmNetConfig};
+use crate::vision::VmambaConfig;
 use crate::{ModelError, Task};
 
 /// A network before it is built. The key `arch` names the variant.
@@ -19,6 +20,8 @@ pub enum NetworkSpec {
     Uvmnet(UvmNetConfig),
     /// nnU-Net's plain and residual-encoder U-Nets, 2-D and 3-D.
     Nnunet(NnUnetConfig),
+    /// VMamba, a classifier, 2-D.
+    Vmamba(VmambaConfig),
 }
 
 impl NetworkSpec {
@@ -42,6 +45,7 @@ impl NetworkSpec {
                 Task::Segmentation
             }
             NetworkSpec::Uvmnet(_) => Task::Restoration,
+            NetworkSpec::Vmamba(_) => Task::Classification,
         }
     }
 
@@ -50,7 +54,7 @@ impl NetworkSpec {
         match self {
             NetworkSpec::Umamba(c) => c.spatial_dims(),
             NetworkSpec::Nnunet(c) => c.spatial_dims(),
-            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) => 2,
+            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) | NetworkSpec::Vmamba(_) => 2,
         }
     }
 
@@ -61,6 +65,7 @@ impl NetworkSpec {
             NetworkSpec::MambaUnet(c) => c.input_channels,
             NetworkSpec::Uvmnet(c) => c.input_channels,
             NetworkSpec::Nnunet(c) => c.input_channels,
+            NetworkSpec::Vmamba(c) => c.input_channels,
         }
     }
 
@@ -71,6 +76,7 @@ impl NetworkSpec {
             NetworkSpec::MambaUnet(c) => c.num_classes,
             NetworkSpec::Uvmnet(c) => c.output_channels,
             NetworkSpec::Nnunet(c) => c.num_classes,
+            NetworkSpec::Vmamba(c) => c.num_classes,
         }
     }
 
@@ -79,7 +85,7 @@ impl NetworkSpec {
         match self {
             NetworkSpec::Umamba(c) => Some(&c.training_patch),
             NetworkSpec::Nnunet(c) => Some(&c.training_patch),
-            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) => None,
+            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) | NetworkSpec::Vmamba(_) => None,
         }
     }
 
@@ -176,6 +182,11 @@ impl NetworkSpec {
                 training_patch,
                 spacing,
             )?),
+            NetworkSpec::Vmamba(c) => NetworkSpec::Vmamba(VmambaConfig {
+                input_channels: in_channels,
+                num_classes,
+                ..c.clone()
+            }),
         };
         spec.validate()?;
         Ok(spec)
@@ -188,6 +199,7 @@ impl NetworkSpec {
             NetworkSpec::MambaUnet(c) => c.validate(),
             NetworkSpec::Uvmnet(c) => c.validate(),
             NetworkSpec::Nnunet(c) => c.resolve().map(drop),
+            NetworkSpec::Vmamba(c) => c.validate(),
         }
     }
 }

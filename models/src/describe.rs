@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Built, EntryKind};
+use crate::{Built, EntryKind, ParamStore};
 
 /// A network in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -69,20 +69,24 @@ pub fn describe(built: &Built, input_size: &[i64]) -> Description {
                 name: s.name,
             })
             .collect(),
-        state_dict: built
-            .params
-            .entries()
-            .map(|(name, tensor, kind)| StateEntry {
-                name: name.to_string(),
-                shape: tensor.size(),
-                dtype: dtype_name(tensor.kind()),
-                alias_of: match kind {
-                    EntryKind::Alias(of) => Some(of.clone()),
-                    _ => None,
-                },
-            })
-            .collect(),
+        state_dict: state_entries(&built.params),
     }
+}
+
+/// The entries of a state dict, in the reference's order.
+pub fn state_entries(params: &ParamStore) -> Vec<StateEntry> {
+    params
+        .entries()
+        .map(|(name, tensor, kind)| StateEntry {
+            name: name.to_string(),
+            shape: tensor.size(),
+            dtype: dtype_name(tensor.kind()),
+            alias_of: match kind {
+                EntryKind::Alias(of) => Some(of.clone()),
+                _ => None,
+            },
+        })
+        .collect()
 }
 
 fn dtype_name(kind: tch::Kind) -> &'static str {

@@ -16,6 +16,18 @@ pub enum Init {
         /// Half the width of the interval.
         bound: f64,
     },
+    /// Uniform in `[low, high]`.
+    Between {
+        /// Lower end.
+        low: f64,
+        /// Upper end.
+        high: f64,
+    },
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
     /// Kaiming uniform, fan-in, for a leaky ReLU of slope `a`: `bound = sqrt(6 / ((1 + a^2) fan_in))`.
     KaimingUniform {
         /// Negative slope.
@@ -71,6 +83,8 @@ impl Init {
             Init::Constant(0.0) => t,
             Init::Constant(value) => t.f_fill_(value)?,
             Init::Uniform { bound } => t.f_uniform_(-bound, bound)?,
+            Init::Between { low, high } => t.f_uniform_(low, high)?,
+            Init::Normal { std } => t.f_normal_(0.0, std)?,
             Init::KaimingUniform { a } => {
                 let bound = (6.0 / ((1.0 + a * a) * fan_in(shape))).sqrt();
                 t.f_uniform_(-bound, bound)?

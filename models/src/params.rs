@@ -116,6 +116,13 @@ impl Scope<'_> {
         Self::build_as(device, false, make)
     }
 
+    /// [`build`](Self::build) for names and shapes alone, to be described and not to be run.
+    pub fn outline<T>(
+        make: impl FnOnce(&Scope) -> Result<T, ModelError>,
+    ) -> Result<(T, ParamStore), ModelError> {
+        Self::build_as(Device::Cpu, true, make)
+    }
+
     /// [`build`](Self::build), or with `outline` the names and shapes alone: nothing to compute with, but a network of
     /// any size takes no memory.
     pub(crate) fn build_as<T>(

@@ -4,6 +4,7 @@ use tch::Device;
 
 use crate::suggest::nearest;
 use crate::unet::{MambaUnet, NnUnet, UMamba, UvmNet};
+use crate::vision::Vmamba;
 use crate::{Built, ModelError, Network, NetworkSpec, Scope};
 
 /// A named configuration.
@@ -125,6 +126,34 @@ static PRESETS: &[PresetEntry] = &[
         "unet_resenc_tiny_3d",
         "nnU-Net's residual-encoder U-Net, 3-D, 4 to 8 features, for tests"
     ),
+    preset_entry!("vmambav0_tiny", "VMamba-T, first version, no MLP"),
+    preset_entry!("vmambav0_small", "VMamba-S, first version, no MLP"),
+    preset_entry!("vmambav0_base", "VMamba-B, first version, no MLP"),
+    preset_entry!(
+        "vmambav2_tiny",
+        "VMamba-T, two inner channels a channel, 5 blocks at stage 3"
+    ),
+    preset_entry!(
+        "vmambav2_small",
+        "VMamba-S, two inner channels a channel, 15 blocks at stage 3"
+    ),
+    preset_entry!(
+        "vmambav2_base",
+        "VMamba-B, two inner channels a channel, 15 blocks at stage 3"
+    ),
+    preset_entry!(
+        "vmambav2v_tiny",
+        "VMamba-T, the newest: one inner channel a channel, 8 blocks at stage 3"
+    ),
+    preset_entry!(
+        "vmambav2v_small",
+        "VMamba-S, the newest: one inner channel a channel, 20 blocks at stage 3"
+    ),
+    preset_entry!(
+        "vmambav2v_base",
+        "VMamba-B, the newest: one inner channel a channel, 20 blocks at stage 3"
+    ),
+    preset_entry!("vmamba_nano", "VMamba, 8 to 64 features, for tests"),
 ];
 
 impl PresetEntry {
@@ -171,6 +200,7 @@ fn assemble(spec: &NetworkSpec, device: Device, outline: bool) -> Result<Built, 
             NetworkSpec::MambaUnet(config) => Box::new(MambaUnet::new(root, config)?),
             NetworkSpec::Uvmnet(config) => Box::new(UvmNet::new(root, config)?),
             NetworkSpec::Nnunet(config) => Box::new(NnUnet::new(root, config)?),
+            NetworkSpec::Vmamba(config) => Box::new(Vmamba::new(root, config)?),
         })
     })?;
     Ok(Built {

@@ -129,6 +129,24 @@ fn uvmnet_rule(name: &str, shape: &[i64]) -> Option<Rule> {
     })
 }
 
+/// VMamba: Mamba-UNet's rules, which come from it, for networks of 3 channels, and convolutions in other places.
+fn vmamba_rule(name: &str, shape: &[i64]) -> Option<Rule> {
+    let module = name.rsplit('.').nth(1)?;
+    match (name.rsplit('.').next()?, shape.len()) {
+        ("weight", 4) => Some(torch_default(fan_in(shape))),
+        ("weight", 1) => Some(Rule::Constant(1.0)),
+        ("bias", 1) if name == "patch_embed.0.bias" => Some(torch_default(3.0 * 9.0)),
+        ("bias", 1) if name == "patch_embed.5.bias" => {
+            Some(torch_default(shape[0] as f64 / 2.0 * 9.0))
+        }
+        // each stage has twice the channels of the one before
+        ("bias", 1) if name.contains("downsample") && module == "1" => {
+            Some(torch_default(shape[0] as f64 / 2.0 * 9.0))
+        }
+        _ => mamba_unet_rule(name, shape),
+    }
+}
+
 fn number(t: Tensor) -> f64 {
     t.double_value(&[])
 }
@@ -246,6 +264,15 @@ fn mamba_unet_starts_as_the_reference() {
         &build(&preset("mamba_unet_small").unwrap(), Device::Cpu).unwrap(),
         mamba_unet_rule,
     );
+}
+
+#[test]
+fn vmamba_starts_as_the_reference() {
+    let _turn = turn();
+    tch::manual_seed(15);
+    let spec = preset("vmamba_nano").unwrap();
+    let spec = spec.with_overrides(&[("dims", "[16,32,64,128]")]).unwrap();
+    check_all(&build(&spec, Device::Cpu).unwrap(), vmamba_rule);
 }
 
 #[test]

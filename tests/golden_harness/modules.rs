@@ -7,8 +7,8 @@ use tch::{no_grad, Device, Tensor};
 use vision_mamba_models::ssm::{Mamba, MambaConfig};
 use vision_mamba_models::unet::mamba_unet::Vssm;
 use vision_mamba_models::unet::{MambaUnet, MambaUnetConfig};
-use vision_mamba_models::vision::patch::{PatchEmbed, PatchExpand, PatchMerging};
-use vision_mamba_models::vision::{Ss2d, Ss2dConfig, VssBlock};
+use vision_mamba_models::vision::patch::{OddSide, PatchEmbed, PatchExpand, PatchMerging};
+use vision_mamba_models::vision::{Ss2d, Ss2dConfig, VssBlock, VssBlockConfig};
 use vision_mamba_models::{EntryKind, ModelError, Network, ParamStore, Scope};
 
 use crate::case::{Case, Fallible};
@@ -27,7 +27,7 @@ pub fn run(case: &Case, report: &mut Report) -> Fallible<()> {
     let config = Config::new(&case.config);
     let (forward, params) = build(case, &config)?;
     case.check_sections()?;
-    check_size(&config, case.input("x")?)?;
+    check_size(&case.model, &config, case.input("x")?)?;
     config.finish()?;
     load(&params, case.section("param"), report);
     if let Some(name) = case.section("in").keys().find(|name| *name != "x") {
@@ -147,15 +147,24 @@ fn load(params: &ParamStore, stored: &Named, report: &mut Report) {
     }
 }
 
+fn case_has_channels_last(model: &str, config: &Config) -> Fallible<bool> {
+    let layer = ["SS2D (VMamba", "VSSBlock (VMamba", "PatchMerging2D (VMamba"]
+        .iter()
+        .any(|start| model.starts_with(start));
+    Ok(layer && !config.or("channel_first", false)?)
+}
+
 /// The size of the input is part of the configuration.
-fn check_size(config: &Config, x: &Tensor) -> Fallible<()> {
+fn check_size(model: &str, config: &Config, x: &Tensor) -> Fallible<()> {
     let size = x.size();
     config.expect("B", size[0])?;
     if config.has("L") {
         config.expect("L", size[1])?;
     }
+    // VMamba's layers take channels last unless told otherwise
+    let last = case_has_channels_last(model, config)?;
     for (key, from_end) in [("H", 2), ("W", 1)] {
-        config.expect(key, size[size.len() - from_end])?;
+        config.expect(key, size[size.len() - from_end - usize::from(last)])?;
     }
     for (key, found) in [("size", &size[2..]), ("input", &size[..])] {
         if let Some(stated) = config.optional::<Vec<i64>>(key)? {
@@ -203,7 +212,8 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
         }
         "PatchMerging2D (Mamba-UNet)" => {
             let dim = config.required("dim")?;
-            let (net, params) = make(|scope| PatchMerging::new(scope, dim))?;
+            let (net, params) =
+                make(|scope| PatchMerging::new(scope, dim, 2 * dim, OddSide::Crop))?;
             Ok((Box::new(move |x, _| Ok(single(net.forward(x)))), params))
         }
         "PatchExpand (Mamba-UNet)" => {
@@ -227,7 +237,12 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
         "VSSBlock (Mamba-UNet)" => {
             let sizes = ss2d(config, config.required("hidden_dim")?, "attn_drop_rate")?;
             let drop_path = config.or("drop_path", 0.0)?;
-            let (net, params) = make(|scope| VssBlock::new(scope, sizes, BLOCK_EPS, drop_path))?;
+            let (net, params) = make(|scope| {
+                VssBlock::new(
+                    scope,
+                    VssBlockConfig::mamba_unet(sizes, BLOCK_EPS, drop_path),
+                )
+            })?;
             Ok((
                 Box::new(move |x, train| Ok(single(net.forward(x, train)?))),
                 params,
@@ -255,6 +270,9 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
                 return Ok(built);
             }
             if let Some(built) = crate::umamba::build(case, config)? {
+                return Ok(built);
+            }
+            if let Some(built) = crate::vmamba::build(case, config)? {
                 return Ok(built);
             }
             if let Some(built) = crate::nnunet::build(case, config)? {
@@ -305,19 +323,19 @@ fn mamba_outputs(net: &Mamba, x: &Tensor, steps: bool) -> Fallible<Named> {
 }
 
 /// `"auto"` or nothing: by the rule.
-fn dt_rank(config: &Config) -> Fallible<Option<i64>> {
-    match config.optional::<Value>("dt_rank")? {
+pub fn dt_rank(config: &Config, key: &str) -> Fallible<Option<i64>> {
+    match config.optional::<Value>(key)? {
         None => Ok(None),
         Some(Value::String(auto)) if auto == "auto" => Ok(None),
         Some(rank) => Ok(Some(
             rank.as_i64()
-                .ok_or_else(|| format!("config `dt_rank` = {rank}"))?,
+                .ok_or_else(|| format!("config `{key}` = {rank}"))?,
         )),
     }
 }
 
 /// Options of the initialisation; the weights are stored.
-const DT_OPTIONS: &[&str] = &["dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor"];
+pub const DT_OPTIONS: &[&str] = &["dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor"];
 
 fn mamba(config: &Config) -> Fallible<MambaConfig> {
     config.without_effect(DT_OPTIONS);
@@ -327,7 +345,7 @@ fn mamba(config: &Config) -> Fallible<MambaConfig> {
         d_state: config.or("d_state", published.d_state)?,
         d_conv: config.or("d_conv", published.d_conv)?,
         expand: config.or("expand", published.expand)?,
-        dt_rank: dt_rank(config)?,
+        dt_rank: dt_rank(config, "dt_rank")?,
         conv_bias: config.or("conv_bias", published.conv_bias)?,
         bias: config.or("bias", published.bias)?,
         ..published
@@ -341,7 +359,7 @@ fn ss2d(config: &Config, d_model: i64, dropout: &str) -> Fallible<Ss2dConfig> {
         d_state: config.or("d_state", published.d_state)?,
         d_conv: config.or("d_conv", published.d_conv)?,
         expand: config.or("expand", published.expand)?,
-        dt_rank: dt_rank(config)?,
+        dt_rank: dt_rank(config, "dt_rank")?,
         conv_bias: config.or("conv_bias", published.conv_bias)?,
         bias: config.or("bias", published.bias)?,
         dropout: config.or(dropout, published.dropout)?,

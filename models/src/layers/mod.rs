@@ -1,5 +1,6 @@
 //! Layers with PyTorch's names and initialisation.
 
+mod activation;
 mod batch_norm;
 mod conv;
 mod conv_transpose;
@@ -7,6 +8,7 @@ mod drop_path;
 mod linear;
 mod norm;
 
+pub use activation::Activation;
 pub use batch_norm::BatchNorm;
 pub use conv::{Conv, ConvOptions};
 pub use conv_transpose::ConvTranspose;

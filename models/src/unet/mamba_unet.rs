@@ -17,8 +17,8 @@ use tch::Tensor;
 use crate::init::TORCH_WEIGHT;
 use crate::layers::{Conv, ConvOptions, LayerNorm, Linear};
 use crate::network::check_input;
-use crate::vision::patch::{PatchEmbed, PatchExpand, PatchMerging};
-use crate::vision::{Ss2dConfig, VssBlock, VSSM_LINEAR};
+use crate::vision::patch::{OddSide, PatchEmbed, PatchExpand, PatchMerging};
+use crate::vision::{Ss2dConfig, VssBlock, VssBlockConfig, VSSM_LINEAR};
 use crate::{Init, ModelError, Network, Scope, Stage};
 
 /// Levels of the network; the reference's skip connections are written for this number.
@@ -156,12 +156,9 @@ impl Level {
                 dropout: config.dropout,
                 ..Ss2dConfig::new(config.dim(level))
             };
-            VssBlock::new(
-                &scope.sub(format!("blocks.{i}")),
-                sizes,
-                LayerNorm::EPS,
-                config.drop_path(level, i),
-            )
+            let config =
+                VssBlockConfig::mamba_unet(sizes, LayerNorm::EPS, config.drop_path(level, i));
+            VssBlock::new(&scope.sub(format!("blocks.{i}")), config)
         };
         Ok(Self {
             blocks: (0..config.depths[level])
@@ -209,7 +206,12 @@ impl Vssm {
             let at = scope.sub(format!("layers.{level}"));
             let blocks = Level::new(&at, c, level)?;
             let merge = match level + 1 < LEVELS {
-                true => Some(PatchMerging::new(&at.sub("downsample"), c.dim(level))?),
+                true => Some(PatchMerging::new(
+                    &at.sub("downsample"),
+                    c.dim(level),
+                    2 * c.dim(level),
+                    OddSide::Crop,
+                )?),
                 false => None,
             };
             down.push((blocks, merge));

@@ -1,12 +1,16 @@
 //! Building blocks for images as grids of tokens, channels last: (B, H, W, C).
 
+pub mod mlp;
+pub mod norm;
 pub mod patch;
 pub mod scan;
 pub mod ss2d;
+pub mod vmamba;
 pub mod vss;
 
 pub use ss2d::{Ss2d, Ss2dConfig};
-pub use vss::VssBlock;
+pub use vmamba::{Vmamba, VmambaBackbone, VmambaConfig};
+pub use vss::{VssBlock, VssBlockConfig};
 
 use crate::Init;
 

@@ -50,36 +50,52 @@ impl PatchEmbed {
     }
 }
 
-/// Two by two tokens to one with twice the channels. Odd sides lose their last row or column (VMamba pads instead).
+/// What becomes of an odd side's last row or column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OddSide {
+    /// It is lost: Mamba-UNet.
+    Crop,
+    /// Zeros are put beside it: VMamba.
+    Pad,
+}
+
+/// Two by two tokens to one.
 pub struct PatchMerging {
     reduction: Linear,
     norm: LayerNorm,
+    odd: OddSide,
 }
 
 impl PatchMerging {
-    /// From `dim` to `2 dim` channels.
-    pub fn new(scope: &Scope, dim: i64) -> Result<Self, ModelError> {
+    /// From `dim` to `out_dim` channels.
+    pub fn new(scope: &Scope, dim: i64, out_dim: i64, odd: OddSide) -> Result<Self, ModelError> {
         Ok(Self {
             reduction: Linear::with_init(
                 &scope.sub("reduction"),
                 4 * dim,
-                2 * dim,
+                out_dim,
                 VSSM_LINEAR,
                 None,
             )?,
             norm: LayerNorm::new(&scope.sub("norm"), 4 * dim, LayerNorm::EPS)?,
+            odd,
         })
     }
 
-    /// (B, H, W, C) -> (B, H / 2, W / 2, 2 C)
+    /// (B, H, W, C) -> (B, H / 2, W / 2, C'), sides rounded down or up
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let size = x.size();
-        let (b, h, w, c) = (size[0], size[1] / 2, size[2] / 2, size[3]);
+        let (odd_h, odd_w) = (size[1] % 2, size[2] % 2);
+        let x = match self.odd {
+            OddSide::Crop => x
+                .narrow(1, 0, size[1] - odd_h)
+                .narrow(2, 0, size[2] - odd_w),
+            OddSide::Pad if odd_h + odd_w > 0 => x.constant_pad_nd([0, 0, 0, odd_w, 0, odd_h]),
+            OddSide::Pad => x.shallow_clone(),
+        };
+        let (b, h, w, c) = (size[0], x.size()[1] / 2, x.size()[2] / 2, size[3]);
+        let x = x.reshape([b, h, 2, w, 2, c]);
         // (B, h, dy, w, dx, C) -> (B, h, w, dx, dy, C): the reference goes down before it goes right
-        let x = x
-            .narrow(1, 0, 2 * h)
-            .narrow(2, 0, 2 * w)
-            .reshape([b, h, 2, w, 2, c]);
         let x = x.permute([0, 1, 3, 4, 2, 5]).reshape([b, h, w, 4 * c]);
         self.reduction.forward(&self.norm.forward(&x))
     }

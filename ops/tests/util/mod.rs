@@ -1,5 +1,7 @@
 //! Random inputs in every form, and the comparison of outputs and gradients with the float64 reference.
 
+#![allow(dead_code)] // each test binary uses its part
+
 use tch::{Kind, Tensor};
 use vision_mamba_ops::{reference, OpsError, ScanOutput, SelectiveScan};
 
