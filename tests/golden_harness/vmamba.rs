@@ -278,7 +278,7 @@ pub fn cross_scan(case: &Case, report: &mut Report) -> Fallible<()> {
     let mut loss = Tensor::from(0.0);
     for (name, cot) in case.section("cot") {
         let out = (outputs.get(name)).ok_or_else(|| format!("output `{name}` does not exist"))?;
-        loss = loss + (out * cot).sum(cot.kind());
+        loss += (out * cot).sum(cot.kind());
     }
     loss.backward();
     let spreads = &case.spreads;
