@@ -30,6 +30,8 @@ mod ops;
 mod umamba;
 #[path = "golden_harness/uvmnet.rs"]
 mod uvmnet;
+#[path = "golden_harness/vim.rs"]
+mod vim;
 #[path = "golden_harness/vmamba.rs"]
 mod vmamba;
 
@@ -158,6 +160,7 @@ fn run(stem: &Path) -> Fallible<Report> {
         "selective_scan_ref (state-spaces/mamba)" => ops::selective_scan(&case, &mut report)?,
         "causal_conv1d_ref" => ops::causal_conv1d(&case, &mut report)?,
         "causal_conv1d_update_ref" => ops::causal_conv1d_update(&case, &mut report)?,
+        "interpolate_pos_embed (Vim)" => vim::interpolate(&case, &mut report)?,
         "cross_scan_fn / cross_merge_fn (VMamba, torch path)" => {
             vmamba::cross_scan(&case, &mut report)?
         }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::suggest::nearest;
 use crate::unet::{MambaUnetConfig, NnUnetConfig, UMambaConfig, UvmNetConfig};
-use crate::vision::VmambaConfig;
+use crate::vision::{VimConfig, VmambaConfig};
 use crate::{ModelError, Task};
 
 /// A network before it is built. The key `arch` names the variant.
@@ -22,6 +22,8 @@ pub enum NetworkSpec {
     Nnunet(NnUnetConfig),
     /// VMamba, a classifier, 2-D.
     Vmamba(VmambaConfig),
+    /// Vim, a classifier, 2-D.
+    Vim(VimConfig),
 }
 
 impl NetworkSpec {
@@ -45,7 +47,7 @@ impl NetworkSpec {
                 Task::Segmentation
             }
             NetworkSpec::Uvmnet(_) => Task::Restoration,
-            NetworkSpec::Vmamba(_) => Task::Classification,
+            NetworkSpec::Vmamba(_) | NetworkSpec::Vim(_) => Task::Classification,
         }
     }
 
@@ -54,7 +56,10 @@ impl NetworkSpec {
         match self {
             NetworkSpec::Umamba(c) => c.spatial_dims(),
             NetworkSpec::Nnunet(c) => c.spatial_dims(),
-            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) | NetworkSpec::Vmamba(_) => 2,
+            NetworkSpec::MambaUnet(_)
+            | NetworkSpec::Uvmnet(_)
+            | NetworkSpec::Vmamba(_)
+            | NetworkSpec::Vim(_) => 2,
         }
     }
 
@@ -66,6 +71,7 @@ impl NetworkSpec {
             NetworkSpec::Uvmnet(c) => c.input_channels,
             NetworkSpec::Nnunet(c) => c.input_channels,
             NetworkSpec::Vmamba(c) => c.input_channels,
+            NetworkSpec::Vim(c) => c.input_channels,
         }
     }
 
@@ -77,6 +83,7 @@ impl NetworkSpec {
             NetworkSpec::Uvmnet(c) => c.output_channels,
             NetworkSpec::Nnunet(c) => c.num_classes,
             NetworkSpec::Vmamba(c) => c.num_classes,
+            NetworkSpec::Vim(c) => c.num_classes,
         }
     }
 
@@ -85,7 +92,10 @@ impl NetworkSpec {
         match self {
             NetworkSpec::Umamba(c) => Some(&c.training_patch),
             NetworkSpec::Nnunet(c) => Some(&c.training_patch),
-            NetworkSpec::MambaUnet(_) | NetworkSpec::Uvmnet(_) | NetworkSpec::Vmamba(_) => None,
+            NetworkSpec::MambaUnet(_)
+            | NetworkSpec::Uvmnet(_)
+            | NetworkSpec::Vmamba(_)
+            | NetworkSpec::Vim(_) => None,
         }
     }
 
@@ -187,6 +197,11 @@ impl NetworkSpec {
                 num_classes,
                 ..c.clone()
             }),
+            NetworkSpec::Vim(c) => NetworkSpec::Vim(VimConfig {
+                input_channels: in_channels,
+                num_classes,
+                ..c.clone()
+            }),
         };
         spec.validate()?;
         Ok(spec)
@@ -200,6 +215,7 @@ impl NetworkSpec {
             NetworkSpec::Uvmnet(c) => c.validate(),
             NetworkSpec::Nnunet(c) => c.resolve().map(drop),
             NetworkSpec::Vmamba(c) => c.validate(),
+            NetworkSpec::Vim(c) => c.validate(),
         }
     }
 }

@@ -4,7 +4,7 @@ use tch::Device;
 
 use crate::suggest::nearest;
 use crate::unet::{MambaUnet, NnUnet, UMamba, UvmNet};
-use crate::vision::Vmamba;
+use crate::vision::{Vim, Vmamba};
 use crate::{Built, ModelError, Network, NetworkSpec, Scope};
 
 /// A named configuration.
@@ -153,6 +153,12 @@ static PRESETS: &[PresetEntry] = &[
         "vmambav2v_base",
         "VMamba-B, the newest: one inner channel a channel, 20 blocks at stage 3"
     ),
+    preset_entry!("vim_tiny", "Vim-Ti, patches of 16 side by side"),
+    preset_entry!("vim_small", "Vim-S, patches of 16 side by side"),
+    preset_entry!("vim_base", "Vim-B, patches of 16 side by side"),
+    preset_entry!("vim_tiny_stride8", "Vim-Ti, patches of 16 every 8 pixels"),
+    preset_entry!("vim_small_stride8", "Vim-S, patches of 16 every 8 pixels"),
+    preset_entry!("vim_nano", "Vim, 12 features, for tests"),
     preset_entry!("vmamba_nano", "VMamba, 8 to 64 features, for tests"),
 ];
 
@@ -201,6 +207,7 @@ fn assemble(spec: &NetworkSpec, device: Device, outline: bool) -> Result<Built, 
             NetworkSpec::Uvmnet(config) => Box::new(UvmNet::new(root, config)?),
             NetworkSpec::Nnunet(config) => Box::new(NnUnet::new(root, config)?),
             NetworkSpec::Vmamba(config) => Box::new(Vmamba::new(root, config)?),
+            NetworkSpec::Vim(config) => Box::new(Vim::new(root, config)?),
         })
     })?;
     Ok(Built {

@@ -147,6 +147,32 @@ fn vmamba_rule(name: &str, shape: &[i64]) -> Option<Rule> {
     }
 }
 
+/// Vim: Mamba's rules in two blocks, `out_proj` smaller by the square root of the depth; patches after LeCun.
+fn vim_rule(name: &str, shape: &[i64]) -> Option<Rule> {
+    let depth = 2.0f64;
+    if let Some((_, name)) = name.split_once(".mixer.") {
+        let plain = name
+            .replace("_b.", ".")
+            .replace("A_b_log", "A_log")
+            .replace("D_b", "D");
+        return match umamba_rule(&format!("x.mamba.{plain}"), shape)? {
+            Rule::Uniform(bound) if name == "out_proj.weight" => {
+                Some(Rule::Uniform(bound / depth.sqrt()))
+            }
+            rule => Some(rule),
+        };
+    }
+    Some(match name {
+        "patch_embed.proj.weight" => {
+            Rule::Normal(1.0 / fan_in(shape).sqrt() / 0.879_625_661_034_239_8)
+        }
+        "head.weight" | "cls_token" | "pos_embed" => Rule::Normal(0.02),
+        "head.bias" | "patch_embed.proj.bias" => Rule::Constant(0.0),
+        name if name.ends_with("norm.weight") || name == "norm_f.weight" => Rule::Constant(1.0),
+        _ => return None,
+    })
+}
+
 fn number(t: Tensor) -> f64 {
     t.double_value(&[])
 }
@@ -273,6 +299,15 @@ fn vmamba_starts_as_the_reference() {
     let spec = preset("vmamba_nano").unwrap();
     let spec = spec.with_overrides(&[("dims", "[16,32,64,128]")]).unwrap();
     check_all(&build(&spec, Device::Cpu).unwrap(), vmamba_rule);
+}
+
+#[test]
+fn vim_starts_as_the_reference() {
+    let _turn = turn();
+    tch::manual_seed(16);
+    let spec = preset("vim_nano").unwrap();
+    let spec = spec.with_overrides(&[("embed_dim", "64")]).unwrap();
+    check_all(&build(&spec, Device::Cpu).unwrap(), vim_rule);
 }
 
 #[test]

@@ -40,6 +40,12 @@ fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
             ("d_state", "4"),
         ],
         NetworkSpec::Uvmnet(_) => &[("base_channels", "4"), ("ub_size", "8")],
+        NetworkSpec::Vim(_) => &[
+            ("img_size", "32"),
+            ("depth", "2"),
+            ("embed_dim", "12"),
+            ("num_classes", "5"),
+        ],
         NetworkSpec::Vmamba(_) => &[
             ("depths", "[1,1,1,1]"),
             ("dims", "[4,6,8,10]"),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use vision_mamba_models::describe::state_entries;
 use vision_mamba_models::unet::nnunet::EncoderKind;
-use vision_mamba_models::vision::VmambaBackbone;
+use vision_mamba_models::vision::{VimBackbone, VmambaBackbone};
 use vision_mamba_models::{outline, preset, NetworkSpec, ParamStore, Scope};
 
 use crate::case::Fallible;
@@ -35,6 +35,11 @@ const PRESETS: &[(&str, &str)] = &[
     ("unet_resenc_m_3d", "unet_resenc_m_3d"),
     ("mambaunet_in3_d2222", "mamba_unet"),
     ("uvmnet", "uvmnet_upstream"),
+    ("vim_tiny_patch16_224", "vim_tiny"),
+    ("vim_small_patch16_224", "vim_small"),
+    ("vim_base_patch16_224", "vim_base"),
+    ("vim_tiny_patch16_stride8_224", "vim_tiny_stride8"),
+    ("vim_small_patch16_stride8_224", "vim_small_stride8"),
     ("vmambav0_tiny", "vmambav0_tiny"),
     ("vmambav0_small", "vmambav0_small"),
     ("vmambav0_base", "vmambav0_base"),
@@ -77,6 +82,11 @@ pub fn run(json: &Path) -> Fallible<Report> {
 /// A network without its head.
 fn backbone(listing: &Listing) -> Fallible<ParamStore> {
     let config = Config::new(&listing.config);
+    if listing.model.starts_with("vim") {
+        let (sizes, features) = crate::vim::backbone(&config)?;
+        config.finish()?;
+        return Ok(Scope::outline(|scope| VimBackbone::new(scope, &sizes, &features))?.1);
+    }
     let indices: Vec<usize> = config.required("out_indices")?;
     let sizes = crate::vmamba::vmamba(&config)?;
     config.finish()?;
@@ -97,6 +107,7 @@ fn spec(listing: &Listing) -> Fallible<NetworkSpec> {
         name if name.starts_with("mambaunet_") => {
             NetworkSpec::MambaUnet(modules::mamba_unet(&config)?)
         }
+        name if name.starts_with("vim") => NetworkSpec::Vim(crate::vim::vim(&config)?),
         name if name.starts_with("vmamba") => NetworkSpec::Vmamba(crate::vmamba::vmamba(&config)?),
         "uvmnet" => NetworkSpec::Uvmnet(crate::uvmnet::uvmnet(&config)?),
         other => return Err(format!("unknown model `{other}`").into()),

@@ -272,6 +272,9 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
             if let Some(built) = crate::umamba::build(case, config)? {
                 return Ok(built);
             }
+            if let Some(built) = crate::vim::build(case, config)? {
+                return Ok(built);
+            }
             if let Some(built) = crate::vmamba::build(case, config)? {
                 return Ok(built);
             }

@@ -7,6 +7,7 @@ mod conv_transpose;
 mod drop_path;
 mod linear;
 mod norm;
+mod rms_norm;
 
 pub use activation::Activation;
 pub use batch_norm::BatchNorm;
@@ -15,6 +16,7 @@ pub use conv_transpose::ConvTranspose;
 pub use drop_path::drop_path;
 pub use linear::Linear;
 pub use norm::{InstanceNorm, LayerNorm};
+pub use rms_norm::RmsNorm;
 
 use tch::Tensor;
 

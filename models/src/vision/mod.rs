@@ -5,10 +5,12 @@ pub mod norm;
 pub mod patch;
 pub mod scan;
 pub mod ss2d;
+pub mod vim;
 pub mod vmamba;
 pub mod vss;
 
 pub use ss2d::{Ss2d, Ss2dConfig};
+pub use vim::{Vim, VimBackbone, VimBackboneConfig, VimConfig};
 pub use vmamba::{Vmamba, VmambaBackbone, VmambaConfig};
 pub use vss::{VssBlock, VssBlockConfig};
 
