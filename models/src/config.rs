@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnetConfig, NnUnetConfig, UMambaConfig, UvmNetConfig};
+use crate::unet::{MambaUnetConfig, MixedConfig, NnUnetConfig, UMambaConfig, UvmNetConfig};
 use crate::vision::{VimConfig, VmambaConfig};
 use crate::{ModelError, Task};
 
@@ -24,6 +24,8 @@ pub enum NetworkSpec {
     Vmamba(VmambaConfig),
     /// Vim, a classifier, 2-D.
     Vim(VimConfig),
+    /// Any backbone under any decoder, 2-D.
+    Mixed(MixedConfig),
 }
 
 impl NetworkSpec {
@@ -43,9 +45,10 @@ impl NetworkSpec {
     /// What the network is for.
     pub fn task(&self) -> Task {
         match self {
-            NetworkSpec::Umamba(_) | NetworkSpec::MambaUnet(_) | NetworkSpec::Nnunet(_) => {
-                Task::Segmentation
-            }
+            NetworkSpec::Umamba(_)
+            | NetworkSpec::MambaUnet(_)
+            | NetworkSpec::Nnunet(_)
+            | NetworkSpec::Mixed(_) => Task::Segmentation,
             NetworkSpec::Uvmnet(_) => Task::Restoration,
             NetworkSpec::Vmamba(_) | NetworkSpec::Vim(_) => Task::Classification,
         }
@@ -59,7 +62,8 @@ impl NetworkSpec {
             NetworkSpec::MambaUnet(_)
             | NetworkSpec::Uvmnet(_)
             | NetworkSpec::Vmamba(_)
-            | NetworkSpec::Vim(_) => 2,
+            | NetworkSpec::Vim(_)
+            | NetworkSpec::Mixed(_) => 2,
         }
     }
 
@@ -72,6 +76,7 @@ impl NetworkSpec {
             NetworkSpec::Nnunet(c) => c.input_channels,
             NetworkSpec::Vmamba(c) => c.input_channels,
             NetworkSpec::Vim(c) => c.input_channels,
+            NetworkSpec::Mixed(c) => c.input_channels,
         }
     }
 
@@ -84,6 +89,7 @@ impl NetworkSpec {
             NetworkSpec::Nnunet(c) => c.num_classes,
             NetworkSpec::Vmamba(c) => c.num_classes,
             NetworkSpec::Vim(c) => c.num_classes,
+            NetworkSpec::Mixed(c) => c.num_classes,
         }
     }
 
@@ -95,7 +101,8 @@ impl NetworkSpec {
             NetworkSpec::MambaUnet(_)
             | NetworkSpec::Uvmnet(_)
             | NetworkSpec::Vmamba(_)
-            | NetworkSpec::Vim(_) => None,
+            | NetworkSpec::Vim(_)
+            | NetworkSpec::Mixed(_) => None,
         }
     }
 
@@ -118,8 +125,14 @@ impl NetworkSpec {
             let Some(fields) = fields else {
                 return Err(spec.unknown_key(key));
             };
-            let value =
-                serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_string()));
+            let value = match (key, serde_json::from_str(text)) {
+                // another backbone by the name of its preset
+                ("backbone", Err(_)) => {
+                    serde_json::to_value(crate::preset(text)?).map_err(parse)?
+                }
+                (_, Ok(value)) => value,
+                (_, Err(_)) => Value::String(text.to_string()),
+            };
             fields.insert(key.to_string(), value);
             spec = serde_json::from_value(tree).map_err(|e| ModelError::BadValue {
                 key: key.to_string(),
@@ -202,6 +215,9 @@ impl NetworkSpec {
                 num_classes,
                 ..c.clone()
             }),
+            NetworkSpec::Mixed(c) => {
+                NetworkSpec::Mixed(c.for_data(in_channels, num_classes, training_patch)?)
+            }
         };
         spec.validate()?;
         Ok(spec)
@@ -216,6 +232,7 @@ impl NetworkSpec {
             NetworkSpec::Nnunet(c) => c.resolve().map(drop),
             NetworkSpec::Vmamba(c) => c.validate(),
             NetworkSpec::Vim(c) => c.validate(),
+            NetworkSpec::Mixed(c) => c.validate(),
         }
     }
 }
@@ -239,6 +256,12 @@ fn preset_table<'t>(
     let mut own: toml::Table = text
         .parse()
         .map_err(|e: toml::de::Error| unreadable(what, e.message()))?;
+    // a backbone by the name of its preset
+    if let Some(toml::Value::String(name)) = own.get("backbone") {
+        let bases_left = bases_left.saturating_sub(1);
+        let table = preset_table(&format!("preset `{name}`"), find(name)?, find, bases_left)?;
+        own.insert("backbone".to_string(), toml::Value::Table(table));
+    }
     let name = match own.remove("base") {
         None => return Ok(own),
         Some(toml::Value::String(name)) => name,

@@ -3,7 +3,7 @@
 use tch::Device;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnet, NnUnet, UMamba, UvmNet};
+use crate::unet::{MambaUnet, Mixed, NnUnet, UMamba, UvmNet};
 use crate::vision::{Vim, Vmamba};
 use crate::{Built, ModelError, Network, NetworkSpec, Scope};
 
@@ -153,6 +153,21 @@ static PRESETS: &[PresetEntry] = &[
         "vmambav2v_base",
         "VMamba-B, the newest: one inner channel a channel, 20 blocks at stage 3"
     ),
+    preset_entry!(
+        "vmamba_unet",
+        "VMamba-T (newest series) under a U-Net decoder"
+    ),
+    preset_entry!("vmamba_unet_tiny", "The same, 8 to 64 features, for tests"),
+    preset_entry!(
+        "vmamba_mamba_unet",
+        "VMamba-T (newest series) under Mamba-UNet's decoder"
+    ),
+    preset_entry!(
+        "vmamba_mamba_unet_tiny",
+        "The same, 8 to 64 features, for tests"
+    ),
+    preset_entry!("vim_unet", "Vim-Ti under a U-Net decoder"),
+    preset_entry!("vim_unet_tiny", "The same, 12 features, for tests"),
     preset_entry!("vim_tiny", "Vim-Ti, patches of 16 side by side"),
     preset_entry!("vim_small", "Vim-S, patches of 16 side by side"),
     preset_entry!("vim_base", "Vim-B, patches of 16 side by side"),
@@ -208,6 +223,7 @@ fn assemble(spec: &NetworkSpec, device: Device, outline: bool) -> Result<Built, 
             NetworkSpec::Nnunet(config) => Box::new(NnUnet::new(root, config)?),
             NetworkSpec::Vmamba(config) => Box::new(Vmamba::new(root, config)?),
             NetworkSpec::Vim(config) => Box::new(Vim::new(root, config)?),
+            NetworkSpec::Mixed(config) => Box::new(Mixed::new(root, config)?),
         })
     })?;
     Ok(Built {

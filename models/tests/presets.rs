@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use tch::{no_grad, Device, Kind, Tensor};
+use vision_mamba_models::unet::mixed::BackboneSpec;
 use vision_mamba_models::weights::{load_strict, read_metadata, save_safetensors};
 use vision_mamba_models::{
     build, describe, outline, preset, presets, Built, EntryKind, NetworkSpec, Task,
@@ -40,6 +41,12 @@ fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
             ("d_state", "4"),
         ],
         NetworkSpec::Uvmnet(_) => &[("base_channels", "4"), ("ub_size", "8")],
+        // the tiny twins are in the table too
+        NetworkSpec::Mixed(c) => match c.backbone {
+            BackboneSpec::Vim(_) => &[("backbone", "vim_nano")],
+            BackboneSpec::Vmamba(_) => &[("backbone", "vmamba_nano")],
+            BackboneSpec::Nnunet(_) => &[("backbone", "unet_resenc_tiny_2d")],
+        },
         NetworkSpec::Vim(_) => &[
             ("img_size", "32"),
             ("depth", "2"),

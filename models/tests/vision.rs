@@ -88,3 +88,55 @@ fn backbones_give_what_they_announce() {
     .unwrap();
     check(&net, "vim");
 }
+
+#[test]
+fn every_backbone_goes_under_every_decoder() {
+    for backbone in [
+        "vmamba_nano",
+        "vim_nano",
+        "unet_resenc_tiny_2d",
+        "unet_plain_tiny_2d",
+    ] {
+        for decoder in ["unet", "mamba_unet"] {
+            let overrides = [("deep_supervision", "false"), ("decoder", decoder)];
+            let mut spec = preset("vmamba_unet_tiny")
+                .unwrap()
+                .with_overrides(&overrides)
+                .unwrap();
+            // nnU-Net's networks are made for one channel
+            if backbone.starts_with("unet") {
+                let NetworkSpec::Mixed(mixed) = &mut spec else {
+                    panic!("not mixed")
+                };
+                mixed.repeat_single_channel = false;
+                mixed.input_channels = 1;
+                let fitted = preset(backbone)
+                    .unwrap()
+                    .for_data(1, 2, 2, &[64, 64])
+                    .unwrap();
+                let NetworkSpec::Nnunet(encoder) = fitted else {
+                    panic!("no encoder")
+                };
+                mixed.backbone = vision_mamba_models::unet::mixed::BackboneSpec::Nnunet(encoder);
+            } else {
+                spec = spec.with_overrides(&[("backbone", backbone)]).unwrap();
+            }
+            let spec = spec.for_data(1, 5, 2, &[64, 128]).unwrap();
+            let built = build(&spec, Device::Cpu).unwrap();
+            let side = built.net.divisor()[0].max(16) * 2;
+            let x = Tensor::randn([2, 1, side, 2 * side], (Kind::Float, Device::Cpu));
+            let logits = built.net.forward(&x, true).unwrap();
+            assert_eq!(
+                logits[0].size(),
+                [2, 5, side, 2 * side],
+                "{backbone} {decoder}"
+            );
+            logits[0].square().mean(Kind::Float).backward();
+            let silent: Vec<String> = (built.params.trainable().into_iter())
+                .filter(|(_, t)| !t.grad().defined())
+                .map(|(name, _)| name)
+                .collect();
+            assert!(silent.is_empty(), "{backbone} {decoder}: {silent:?}");
+        }
+    }
+}

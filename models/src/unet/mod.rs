@@ -2,6 +2,7 @@
 
 pub mod layout;
 pub mod mamba_unet;
+pub mod mixed;
 pub mod nnunet;
 pub mod residual;
 pub mod token_mixer;
@@ -12,6 +13,7 @@ pub mod uvmnet;
 
 pub use layout::PerStage;
 pub use mamba_unet::{MambaUnet, MambaUnetConfig};
-pub use nnunet::{NnUnet, NnUnetConfig};
+pub use mixed::{Mixed, MixedConfig};
+pub use nnunet::{NnUnet, NnUnetConfig, NnUnetEncoder};
 pub use umamba::{UMamba, UMambaConfig};
 pub use uvmnet::{UvmNet, UvmNetConfig};

@@ -20,7 +20,7 @@ use tch::Tensor;
 use super::layout::{check_axes, check_positive, check_trainable, Layout, Levels, PerStage};
 use super::residual::{conv, BlockD, ConvStack, Style, HE};
 use crate::layers::{Conv, ConvTranspose};
-use crate::network::check_input;
+use crate::network::{check_input, Backbone};
 use crate::{Init, ModelError, Network, Scope, Stage};
 
 /// What the encoder is made of.
@@ -108,6 +108,16 @@ impl NnUnetConfig {
     /// Number of spatial axes.
     pub fn spatial_dims(&self) -> usize {
         self.layout().spatial_dims()
+    }
+
+    fn style(&self) -> Style {
+        Style {
+            norm_eps: self.norm_eps,
+            norm_affine: self.norm_affine,
+            negative_slope: self.negative_slope,
+            conv_bias: self.conv_bias,
+            zero_last_norm: self.encoder == EncoderKind::Residual,
+        }
     }
 
     /// Fills the open lists and checks that all go together.
@@ -206,12 +216,106 @@ struct Up {
     seg: Conv,
 }
 
-/// The network.
-pub struct NnUnet {
-    config: NnUnetConfig,
+/// The encoder of both, which can stand under other decoders too.
+pub struct NnUnetEncoder {
+    input_channels: i64,
     levels: Levels,
     stem: Option<ConvStack>,
     stages: Vec<EncoderStage>,
+}
+
+impl NnUnetEncoder {
+    /// Registers the parameters in the reference's order.
+    pub fn new(scope: &Scope, config: &NnUnetConfig) -> Result<Self, ModelError> {
+        let r = config.resolve()?;
+        let (levels, style) = (r.levels, config.style());
+        let mut inputs = config.input_channels;
+        let mut stem = None;
+        if config.encoder == EncoderKind::Residual {
+            let at = scope.sub("stem");
+            let ones = vec![1; config.spatial_dims()];
+            let channels = (inputs, levels.features[0]);
+            let made = ConvStack::new(&at, &style, channels, &levels.kernels[0], &ones, 1)?;
+            (stem, inputs) = (Some(made), levels.features[0]);
+        }
+        let mut stages = Vec::with_capacity(levels.count());
+        for (s, outputs) in levels.features.iter().enumerate() {
+            stages.push(EncoderStage::new(
+                &scope.sub(format!("stages.{s}")),
+                config.encoder,
+                &style,
+                (inputs, *outputs),
+                (&levels.kernels[s], &levels.strides[s]),
+                r.blocks[s],
+            )?);
+            inputs = *outputs;
+        }
+        Ok(Self {
+            input_channels: config.input_channels,
+            levels,
+            stem,
+            stages,
+        })
+    }
+
+    /// The output of every stage, finest first.
+    fn forward(&self, x: &Tensor) -> Vec<Tensor> {
+        let mut x = match &self.stem {
+            Some(stem) => stem.forward(x),
+            None => x.shallow_clone(),
+        };
+        let mut outputs = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            x = stage.forward(&x);
+            outputs.push(x.shallow_clone());
+        }
+        outputs
+    }
+
+    /// Input voxels that a feature of each stage covers, per axis.
+    fn reductions(&self) -> Vec<Vec<i64>> {
+        self.levels.reductions()
+    }
+
+    /// An error unless every stage covers as many voxels along each axis, as [`Backbone`] has it.
+    pub fn check_isotropic(&self) -> Result<(), ModelError> {
+        match self.reductions().iter().find(|r| r.iter().any(|n| *n != r[0])) {
+            Some(r) => Err(ModelError::config(
+                "training_patch",
+                format!("gives a stage that is reduced by {r:?}, expected the same along all axes under this decoder"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Backbone for NnUnetEncoder {
+    fn features(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>, ModelError> {
+        let divisor = self.reductions().pop().unwrap_or_default();
+        check_input(x, &[self.input_channels], &divisor)?;
+        if train {
+            check_trainable(&x.size(), &divisor)?;
+        }
+        Ok(self.forward(x))
+    }
+
+    fn channels(&self) -> Vec<i64> {
+        self.levels.features.clone()
+    }
+
+    fn reduction(&self) -> Vec<i64> {
+        self.reductions().iter().map(|r| r[0]).collect()
+    }
+
+    fn divisor(&self) -> i64 {
+        self.reduction().pop().unwrap_or(1)
+    }
+}
+
+/// The network.
+pub struct NnUnet {
+    config: NnUnetConfig,
+    encoder: NnUnetEncoder,
     ups: Vec<Up>,
 }
 
@@ -222,35 +326,8 @@ impl NnUnet {
         let levels = &r.levels;
         let (n, features) = (levels.count(), &levels.features);
         let ones = vec![1; config.spatial_dims()];
-        let residual = config.encoder == EncoderKind::Residual;
-        let style = Style {
-            norm_eps: config.norm_eps,
-            norm_affine: config.norm_affine,
-            negative_slope: config.negative_slope,
-            conv_bias: config.conv_bias,
-            zero_last_norm: residual,
-        };
-        let encoder = scope.sub("encoder");
-        let mut inputs = config.input_channels;
-        let mut stem = None;
-        if residual {
-            let at = encoder.sub("stem");
-            let channels = (inputs, features[0]);
-            let made = ConvStack::new(&at, &style, channels, &levels.kernels[0], &ones, 1)?;
-            (stem, inputs) = (Some(made), features[0]);
-        }
-        let mut stages = Vec::with_capacity(n);
-        for (s, outputs) in features.iter().enumerate() {
-            stages.push(EncoderStage::new(
-                &encoder.sub(format!("stages.{s}")),
-                config.encoder,
-                &style,
-                (inputs, *outputs),
-                (&levels.kernels[s], &levels.strides[s]),
-                r.blocks[s],
-            )?);
-            inputs = *outputs;
-        }
+        let style = config.style();
+        let encoder = NnUnetEncoder::new(&scope.sub("encoder"), config)?;
 
         // the decoder keeps a reference to the encoder
         scope.alias("encoder", "decoder.encoder")?;
@@ -290,9 +367,7 @@ impl NnUnet {
         }
         Ok(Self {
             config: config.clone(),
-            levels: r.levels,
-            stem,
-            stages,
+            encoder,
             ups,
         })
     }
@@ -305,16 +380,8 @@ impl Network for NnUnet {
         if train {
             check_trainable(&x.size(), &divisor)?;
         }
-        let mut x = match &self.stem {
-            Some(stem) => stem.forward(x),
-            None => x.shallow_clone(),
-        };
-        let mut skips = Vec::with_capacity(self.stages.len());
-        for stage in &self.stages {
-            x = stage.forward(&x);
-            skips.push(x.shallow_clone());
-        }
-        skips.pop();
+        let mut skips = self.encoder.forward(x);
+        let mut x = skips.pop().unwrap_or_else(|| x.shallow_clone());
         let mut logits = vec![];
         for (step, (up, skip)) in self.ups.iter().zip(skips.iter().rev()).enumerate() {
             x = Tensor::cat(&[&up.transpconv.forward(&x), skip], 1);
@@ -328,7 +395,7 @@ impl Network for NnUnet {
     }
 
     fn divisor(&self) -> Vec<i64> {
-        self.levels.reductions().pop().unwrap_or_default()
+        self.encoder.reductions().pop().unwrap_or_default()
     }
 
     fn deep_supervision(&self) -> bool {
@@ -336,14 +403,15 @@ impl Network for NnUnet {
     }
 
     fn stages(&self) -> Vec<Stage> {
-        let (features, reductions) = (&self.levels.features, self.levels.reductions());
+        let features = &self.encoder.levels.features;
+        let reductions = self.encoder.reductions();
         let n = features.len();
         let stage = |name: String, level: usize| Stage {
             name,
             channels: features[level],
             reduction: reductions[level].clone(),
         };
-        let stem = self.stem.as_ref().map(|_| Stage {
+        let stem = self.encoder.stem.as_ref().map(|_| Stage {
             name: "encoder.stem".into(),
             channels: features[0],
             reduction: vec![1; self.config.spatial_dims()],

@@ -138,14 +138,19 @@ impl PatchExpand {
 
     /// The last step up to pixels: `scale` by `scale` tokens for one, channels kept.
     pub fn last(scope: &Scope, dim: i64, scale: i64) -> Result<Self, ModelError> {
+        Self::to(scope, dim, dim, scale)
+    }
+
+    /// `scale` by `scale` tokens of `out_dim` channels for one.
+    pub fn to(scope: &Scope, dim: i64, out_dim: i64, scale: i64) -> Result<Self, ModelError> {
         let expand = Linear::with_init(
             &scope.sub("expand"),
             dim,
-            scale * scale * dim,
+            scale * scale * out_dim,
             VSSM_LINEAR,
             None,
         )?;
-        let norm = LayerNorm::new(&scope.sub("norm"), dim, LayerNorm::EPS)?;
+        let norm = LayerNorm::new(&scope.sub("norm"), out_dim, LayerNorm::EPS)?;
         Ok(Self {
             expand: Some(expand),
             norm,

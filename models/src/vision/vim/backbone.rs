@@ -35,10 +35,14 @@ pub struct VimBackboneConfig {
 }
 
 impl VimBackboneConfig {
-    /// Four features evenly spread over the depth, brought to four sizes, as in the published configurations.
+    /// Four features evenly spread over the depth, brought to four sizes, as in the published configurations; of fewer than four blocks the
+    /// last one's output serves for all.
     pub fn new(config: &VimConfig) -> Self {
         Self {
-            out_indices: (1..=4).map(|i| (config.depth * i / 4 - 1).max(0)).collect(),
+            out_indices: match config.depth {
+                depth if depth < 4 => vec![depth - 1],
+                depth => (1..=4).map(|i| depth * i / 4 - 1).collect(),
+            },
             fpn: true,
             residual_features: false,
             last_layer: LastLayer::None,
@@ -105,6 +109,10 @@ impl VimBackbone {
                 features.out_indices, config.depth
             );
             return Err(ModelError::config("out_indices", message));
+        }
+        if config.paired {
+            let message = "true, expected false: paired blocks have no features of their own";
+            return Err(ModelError::config("paired", message));
         }
         let (trunk, ()) = Trunk::new(scope, &config, |_| Ok(()))?;
         let dim = config.embed_dim;
