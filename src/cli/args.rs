@@ -51,6 +51,9 @@ pub enum Command {
     /// List the networks, or show one
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Look into checkpoints, and take over those of the Python originals
+    #[command(subcommand)]
+    Weights(WeightsCommand),
     /// Look at a data set and print the decisions training would take
     Plan(PlanArgs),
     /// Train a network on an nnU-Net v2 raw data set
@@ -68,6 +71,50 @@ pub struct InfoArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Commands under `weights`.
+#[derive(Debug, Subcommand)]
+pub enum WeightsCommand {
+    /// What a .pth, .pt, .ckpt or .safetensors file holds; nothing in it is executed
+    Inspect(WeightsInspectArgs),
+    /// Write a checkpoint of the originals as weights of a preset
+    Import(WeightsImportArgs),
+}
+
+/// Options of `weights inspect`.
+#[derive(Debug, Args)]
+pub struct WeightsInspectArgs {
+    /// The file
+    pub file: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print JSON, with every tensor
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `weights import`.
+#[derive(Debug, Args)]
+pub struct WeightsImportArgs {
+    /// The checkpoint
+    pub file: PathBuf,
+    /// The network whose weights these are
+    #[arg(long, value_name = "PRESET")]
+    pub preset: String,
+    /// Overrides of the preset, as key=value
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    /// Take what fits and leave the rest as it starts; without it every tensor must have its place
+    #[arg(long)]
+    pub partial: bool,
+    /// Replace an existing file
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Commands under `models`.

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
-use args::{Cli, Command, EvaluateCommand, ModelsCommand};
+use args::{Cli, Command, EvaluateCommand, ModelsCommand, WeightsCommand};
 use printer::Printer;
 
 /// Parses the arguments, runs the command and turns its outcome into an exit code.
@@ -78,6 +78,12 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Info(args) => commands::info::run(&args, &global, printer),
         Command::Models(ModelsCommand::List(args)) => commands::models::list(&args, printer),
         Command::Models(ModelsCommand::Show(args)) => commands::models::show(&args, printer),
+        Command::Weights(WeightsCommand::Inspect(args)) => {
+            commands::weights::inspect(&args, printer)
+        }
+        Command::Weights(WeightsCommand::Import(args)) => {
+            commands::weights::import_file(&args, printer)
+        }
         Command::Plan(args) => commands::plan::run(&args, printer),
         Command::Train(args) => commands::train::run(&args, &global, printer),
         Command::Predict(args) => commands::predict::run(&args, &global, printer),

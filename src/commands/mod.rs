@@ -7,3 +7,4 @@ pub mod models;
 pub mod plan;
 pub mod predict;
 pub mod train;
+pub mod weights;

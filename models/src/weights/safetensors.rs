@@ -110,6 +110,35 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, ModelError>
     Ok(tensors)
 }
 
+/// Names, shapes and element types of a file.
+pub(super) fn read_index(
+    path: &Path,
+) -> Result<BTreeMap<String, super::checkpoint::TensorInfo>, ModelError> {
+    let file = Opened::new(path)?;
+    let mut index = BTreeMap::new();
+    for name in file.header.offset_keys() {
+        let info = file.header.info(&name);
+        let Some((info, kind)) = info.and_then(|info| Some((info, kind_of(info.dtype)?))) else {
+            let reason = format!("`{name}` has an element type which libtorch lacks");
+            return Err(ModelError::BadFile {
+                path: path.to_path_buf(),
+                reason,
+            });
+        };
+        let shape = shape_of(info);
+        index.insert(name, super::checkpoint::TensorInfo { shape, kind });
+    }
+    Ok(index)
+}
+
+/// One tensor of a file in the wanted kind.
+pub(super) fn read_one(path: &Path, name: &str, kind: Kind) -> Result<Tensor, ModelError> {
+    (Opened::new(path)?.read(name, kind)?).ok_or_else(|| ModelError::BadFile {
+        path: path.to_path_buf(),
+        reason: format!("there is no `{name}` in it"),
+    })
+}
+
 /// Temporary files are private to their owner; a finished one is like any other file.
 #[cfg(unix)]
 fn make_readable(file: &File) -> std::io::Result<()> {
