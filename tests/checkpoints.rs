@@ -241,4 +241,26 @@ fn the_command_writes_the_same_bytes_and_names_what_does_not_fit() {
     .expect_failure(1, &["absent.pth"]);
     assert!(!Path::new(&third).exists());
     with(&third, &["--partial"]).expect_success();
+
+    // what was imported can be exported, and is not overwritten
+    let model = path("model.pt");
+    let command = [
+        "export",
+        "--weights",
+        &first,
+        "-o",
+        &model,
+        "--input-size",
+        "32x48",
+    ];
+    let outcome = run(&command).expect_success();
+    assert!(
+        outcome.stdout.contains("(B, 3, 32, 48)"),
+        "{}",
+        outcome.stdout
+    );
+    run(&command).expect_failure(2, &["exists already"]);
+    run(&["export", "-o", &path("none.pt")]).expect_failure(2, &["--run RUN_DIR"]);
+    run(&["export", "--weights", &file, "-o", &path("none.pt")]).expect_failure(1, &["plain.pth"]);
+    assert!(!Path::new(&path("none.pt")).exists());
 }

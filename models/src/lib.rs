@@ -11,6 +11,7 @@ pub mod config;
 pub mod cost;
 pub mod describe;
 pub mod error;
+pub mod export;
 pub mod init;
 pub mod layers;
 pub mod network;

@@ -2,6 +2,7 @@
 
 pub mod evaluate;
 pub mod evaluate_restoration;
+pub mod export;
 pub mod info;
 pub mod models;
 pub mod plan;

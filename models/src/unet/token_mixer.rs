@@ -87,6 +87,10 @@ impl TokenMixer {
                 });
             }
         };
-        Ok(y.reshape(size))
+        // the batch is left open, for traces
+        let open: Vec<i64> = std::iter::once(-1)
+            .chain(size[1..].iter().copied())
+            .collect();
+        Ok(y.reshape(open))
     }
 }

@@ -117,7 +117,8 @@ impl Uvmb {
 
     /// (B, C, H, W) -> (B, C, H, W)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let (b, c, h, w) = x.size4()?;
+        // the batch is left open, for traces
+        let (_, c, h, w) = x.size4()?;
         if let Positions::All(n) = self.config.positions {
             if h * w != n {
                 let message = format!("{} positions, expected {n}", h * w);
@@ -127,7 +128,7 @@ impl Uvmb {
         }
         let x = x + self.convb[1].forward(&self.convb[0].forward(x).relu());
         let x = self.ln.forward(&match self.config.tokens {
-            Tokens::Reinterpret => x.reshape([b, h * w, c]),
+            Tokens::Reinterpret => x.reshape([-1, h * w, c]),
             Tokens::Permute => x.flatten(2, 3).transpose(1, 2),
         });
         // (B, L, C) -> (B, C, L)
@@ -136,10 +137,10 @@ impl Uvmb {
             Positions::All(_) => self.model3.forward(&y)?,
             Positions::Pooled(side) => {
                 let grid = y
-                    .reshape([b, c, h, w])
+                    .reshape([-1, c, h, w])
                     .f_adaptive_avg_pool2d([side, side])?;
                 let grid = self.model3.forward(&grid.flatten(2, 3))?;
-                resize(&grid.reshape([b, c, side, side]), [h, w])?.flatten(2, 3)
+                resize(&grid.reshape([-1, c, side, side]), [h, w])?.flatten(2, 3)
             }
         };
         let axis = match self.config.attention {
@@ -149,8 +150,8 @@ impl Uvmb {
         let attention = self.model2.forward(&x)?.softmax(axis, None::<Kind>);
         let y = attention * z.transpose(1, 2);
         let y = match self.config.tokens {
-            Tokens::Reinterpret => y.reshape([b, c, h, w]),
-            Tokens::Permute => y.transpose(1, 2).reshape([b, c, h, w]),
+            Tokens::Reinterpret => y.reshape([-1, c, h, w]),
+            Tokens::Permute => y.transpose(1, 2).reshape([-1, c, h, w]),
         };
         Ok(self.smooth.forward(&y))
     }

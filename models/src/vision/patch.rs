@@ -93,10 +93,10 @@ impl PatchMerging {
             OddSide::Pad if odd_h + odd_w > 0 => x.constant_pad_nd([0, 0, 0, odd_w, 0, odd_h]),
             OddSide::Pad => x.shallow_clone(),
         };
-        let (b, h, w, c) = (size[0], x.size()[1] / 2, x.size()[2] / 2, size[3]);
-        let x = x.reshape([b, h, 2, w, 2, c]);
+        let (h, w, c) = (x.size()[1] / 2, x.size()[2] / 2, size[3]);
+        let x = x.reshape([-1, h, 2, w, 2, c]);
         // (B, h, dy, w, dx, C) -> (B, h, w, dx, dy, C): the reference goes down before it goes right
-        let x = x.permute([0, 1, 3, 4, 2, 5]).reshape([b, h, w, 4 * c]);
+        let x = x.permute([0, 1, 3, 4, 2, 5]).reshape([-1, h, w, 4 * c]);
         self.reduction.forward(&self.norm.forward(&x))
     }
 }
@@ -165,9 +165,9 @@ impl PatchExpand {
             None => x.shallow_clone(),
         };
         let (size, p) = (x.size(), self.scale);
-        let (b, h, w, c) = (size[0], size[1], size[2], size[3] / (p * p));
+        let (h, w, c) = (size[1], size[2], size[3] / (p * p));
         // (B, H, W, p1, p2, C) -> (B, H, p1, W, p2, C)
-        let x = x.reshape([b, h, w, p, p, c]).permute([0, 1, 3, 2, 4, 5]);
-        self.norm.forward(&x.reshape([b, h * p, w * p, c]))
+        let x = x.reshape([-1, h, w, p, p, c]).permute([0, 1, 3, 2, 4, 5]);
+        self.norm.forward(&x.reshape([-1, h * p, w * p, c]))
     }
 }

@@ -276,7 +276,9 @@ impl OutNormLayers {
         match self.kind {
             OutNorm::Softmax => {
                 let size = x.size();
-                x.flatten(1, 2).softmax(1, None).view(size.as_slice())
+                x.flatten(1, 2)
+                    .softmax(1, None)
+                    .view([-1, size[1], size[2], size[3]])
             }
             OutNorm::Sigmoid => x.sigmoid(),
             _ => x,
@@ -408,7 +410,7 @@ impl Ss2d {
         // (B, L, D) -> (B, L, K, rank + 2 N)
         let weights = tokens
             .linear(&self.core.x_proj_weight.flatten(0, 1), None::<&Tensor>)
-            .view([size[0], size[1] * size[2], K, rank + 2 * n]);
+            .view([-1, size[1] * size[2], K, rank + 2 * n]);
         let out = cross_selective_scan(&CrossScan {
             u: &tokens,
             weights: &weights,
@@ -419,7 +421,7 @@ impl Ss2d {
             orders: &self.orders(pattern, size[1], size[2], x.device()),
             delta_softplus: true,
         })?;
-        Ok(out.view(size.as_slice()))
+        Ok(out.view([-1, size[1], size[2], d]))
     }
 
     fn orders(&self, pattern: ScanPattern, h: i64, w: i64, device: Device) -> Tensor {
@@ -487,6 +489,7 @@ impl Ss2d {
             });
         }
         let sum = sum.ok_or_else(|| ModelError::config("scan", "no direction"))?;
-        Ok(sum.reshape(x.size()))
+        let size = x.size();
+        Ok(sum.reshape([-1, size[1], size[2], size[3]]))
     }
 }

@@ -160,12 +160,12 @@ impl VimBackbone {
     /// The features before they are resized.
     fn plain(&self, x: &Tensor, train: bool) -> Result<Vec<Tensor>, ModelError> {
         let (hidden, grid) = self.trunk.embed(x, train)?;
-        let (batch, wanted) = (hidden.size()[0], &self.config.out_indices);
+        let wanted = &self.config.out_indices;
         let map = |tokens: &Tensor| {
             let channels = tokens.size()[2];
             tokens
                 .transpose(1, 2)
-                .reshape([batch, channels, grid.0, grid.1])
+                .reshape([-1, channels, grid.0, grid.1])
         };
         let mut stream = Stream {
             hidden,

@@ -158,8 +158,7 @@ impl VimMixer {
     /// (B, L, d_model) -> (B, L, d_model)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let mamba = &self.config.mamba;
-        let (d, n, rank) = (mamba.d_inner(), mamba.d_state, mamba.dt_rank());
-        let (batch, length) = (x.size()[0], x.size()[1]);
+        let (d, length) = (mamba.d_inner(), x.size()[1]);
         let xz = self.in_proj.forward(x);
         let (x, z) = (xz.narrow(-1, 0, d), xz.narrow(-1, d, d));
         let convolve = |x: &Tensor, by: &Direction| {
@@ -187,7 +186,7 @@ impl VimMixer {
             }
             _ => {
                 let weights = project(&forwards, first).unsqueeze(2);
-                let weights = weights.expand([batch, length, count, rank + 2 * n], false);
+                let weights = weights.expand([-1, -1, count, -1], false);
                 (forwards, weights)
             }
         };

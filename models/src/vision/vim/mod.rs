@@ -191,10 +191,7 @@ impl Trunk {
         let x = self.proj.forward(x);
         let grid = (x.size()[2], x.size()[3]);
         let x = x.flatten(2, 3).transpose(1, 2);
-        let x = self.with_class_tokens(&x, |i| {
-            let size = [x.size()[0], 1, self.config.embed_dim];
-            self.class_tokens[i].expand(size, false)
-        });
+        let x = self.with_class_tokens(&x, |i| self.class_tokens[i].expand_as(&x.narrow(1, 0, 1)));
         let Some(pos_embed) = &self.pos_embed else {
             return Ok((x, grid));
         };

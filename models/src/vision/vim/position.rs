@@ -105,9 +105,9 @@ impl Rope {
         };
         let moved = x.narrow(1, skipped, tokens - skipped);
         let size = moved.size();
-        let pairs = moved.reshape([size[0], size[1], size[2] / 2, 2]);
-        let turned =
-            Tensor::stack(&[-pairs.select(3, 1), pairs.select(3, 0)], 3).reshape(size.as_slice());
+        let pairs = moved.reshape([-1, size[1], size[2] / 2, 2]);
+        let turned = Tensor::stack(&[-pairs.select(3, 1), pairs.select(3, 0)], 3)
+            .reshape([-1, size[1], size[2]]);
         let moved = moved * cos + turned * sin;
         Ok(match skipped {
             0 => moved,

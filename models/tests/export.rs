@@ -1,0 +1,53 @@
+//! Exported networks give the network's own output, whatever the batch, and carry their texts.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use tch::Device;
+use vision_mamba_models::export::export;
+use vision_mamba_models::{build, outline, presets, Task};
+
+#[test]
+fn every_small_preset_is_recorded() {
+    // loads the operators that the traces call
+    assert!(vision_mamba_ops::status().is_ready());
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for entry in presets() {
+        let spec = entry.spec().unwrap();
+        let small = outline(&spec).unwrap().params.num_parameters() < 1_000_000;
+        if !small || spec.task() == Task::Classification {
+            continue;
+        }
+        tch::manual_seed(3);
+        let built = build(&spec, Device::Cpu).unwrap();
+        let size = spec.training_patch().map_or(vec![32], <[i64]>::to_vec);
+        let path = folder.path().join("model.pt");
+        let texts = BTreeMap::from([("vision_mamba.json".to_string(), entry.name.to_string())]);
+        let done =
+            export(&built, &size, &texts, &path).unwrap_or_else(|e| panic!("{}: {e}", entry.name));
+        assert!(done.error <= 1e-5, "{}: {}", entry.name, done.error);
+        let mut archive = zip::ZipArchive::new(std::fs::File::open(&path).unwrap()).unwrap();
+        let name = (archive.file_names())
+            .find(|n| n.ends_with("extra/vision_mamba.json"))
+            .unwrap()
+            .to_string();
+        let mut text = String::new();
+        archive
+            .by_name(&name)
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, entry.name);
+        // the weights can still be trained
+        assert!(built
+            .params
+            .trainable()
+            .iter()
+            .all(|(_, t)| t.requires_grad()));
+        seen += 1;
+    }
+    assert!(seen >= 13, "{seen}");
+}
