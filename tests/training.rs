@@ -471,3 +471,102 @@ fn convolutional_and_encoder_mamba_networks_train_and_predict() {
         short_run(dir.path(), &volumes, &images, model, &[]);
     }
 }
+
+#[test]
+fn backbones_of_classifiers_start_segmentation_networks() {
+    use vision_mamba_models::{build, preset, weights::save_safetensors};
+    let dir = tempfile::tempdir().unwrap();
+    let flat = util::png_dataset(dir.path(), 4);
+    let images = flat.join("imagesTs");
+    let write = |name: &str, overrides: &[(&str, &str)]| {
+        let spec = preset(name).unwrap().with_overrides(overrides).unwrap();
+        let built = build(&spec, tch::Device::Cpu).unwrap();
+        let path = dir
+            .path()
+            .join(format!("{name}{}.safetensors", overrides.len()));
+        save_safetensors(&path, &built.params, &Default::default()).unwrap();
+        path
+    };
+    for (model, weights) in [
+        ("vmamba_unet_tiny", write("vmamba_nano", &[])),
+        ("vmamba_mamba_unet_tiny", write("vmamba_nano", &[])),
+        ("vim_unet_tiny", write("vim_nano", &[])),
+        (
+            "mamba_unet_tiny",
+            write(
+                "vmambav0_tiny",
+                &[
+                    ("depths", "[1,1,1,1]"),
+                    ("dims", "[8,16,32,64]"),
+                    ("d_state", "4"),
+                    ("num_classes", "5"),
+                ],
+            ),
+        ),
+    ] {
+        let more = ["--pretrained", arg(&weights)];
+        short_run(dir.path(), &flat, &images, model, &more);
+    }
+    let other = write("unet_plain_tiny_2d", &[]);
+    let out = dir.path().join("wrong");
+    let refused = |file: &Path, words: &[&str], code| {
+        let more = [
+            "--model",
+            "vim_unet_tiny",
+            "--pretrained",
+            arg(file),
+            "--epochs",
+            "1",
+        ];
+        let mut args = vec!["train", arg(&flat), "--out", arg(&out), "--fold", "all"];
+        args.extend(more);
+        run(&args).expect_failure(code, words);
+    };
+    refused(&other, &["--pretrained", "another network's"], 2);
+    refused(&dir.path().join("absent.pth"), &["absent.pth"], 1);
+}
+
+#[test]
+fn vmamba_weights_begin_both_ways_of_mamba_unet() {
+    use vision_mamba_models::weights::{import, save_safetensors, Checkpoint};
+    use vision_mamba_models::{build, preset};
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = [
+        ("depths", "[1,1,1,1]"),
+        ("dims", "[8,16,32,64]"),
+        ("d_state", "4"),
+        ("num_classes", "5"),
+    ];
+    let vmamba = preset("vmambav0_tiny")
+        .unwrap()
+        .with_overrides(&sizes)
+        .unwrap();
+    let vmamba = build(&vmamba, tch::Device::Cpu).unwrap();
+    let path = dir.path().join("vmamba.safetensors");
+    save_safetensors(&path, &vmamba.params, &Default::default()).unwrap();
+    let net = build(&preset("mamba_unet_tiny").unwrap(), tch::Device::Cpu).unwrap();
+    let outcome = import(&Checkpoint::open(&path).unwrap(), &net, true).unwrap();
+    let weight = |name: &str| net.params.get(&format!("mamba_unet.{name}")).unwrap();
+    let theirs = |name: &str| vmamba.params.get(name).unwrap();
+    for (ours, of) in [
+        (
+            "layers.1.blocks.0.self_attention.A_logs",
+            "layers.1.blocks.0.op.A_logs",
+        ),
+        (
+            "layers_up.2.blocks.0.self_attention.A_logs",
+            "layers.1.blocks.0.op.A_logs",
+        ),
+        (
+            "layers_up.3.blocks.0.ln_1.weight",
+            "layers.0.blocks.0.norm.weight",
+        ),
+        (
+            "layers.0.downsample.reduction.weight",
+            "layers.0.downsample.reduction.weight",
+        ),
+        ("patch_embed.proj.weight", "patch_embed.0.weight"),
+    ] {
+        assert!(weight(ours).equal(theirs(of)), "{ours}: {outcome:?}");
+    }
+}

@@ -244,6 +244,9 @@ pub struct TrainArgs {
     /// Overrides of the preset, as key=value
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Weights to start from: .pth, .ckpt or .safetensors; what fits by name and shape is taken, the rest is told and starts anew
+    #[arg(long, value_name = "FILE")]
+    pub pretrained: Option<PathBuf>,
     /// Whole volumes or slices [default: 2d for 2-D images, else what the preset is made for]
     #[arg(long, value_name = "2d|3d_fullres", value_parser = ["2d", "3d_fullres"])]
     pub configuration: Option<String>,

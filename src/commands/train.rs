@@ -1,6 +1,7 @@
 //! `train`: settings from options or from the run folder, data prepared, trained, validated.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use vision_mamba_datasets::{
     fold, prepare_case, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice,
     Plan, PreparedCase, Split,
 };
+use vision_mamba_models::weights::{import, Checkpoint};
 use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec, Task};
 
 use super::evaluate::overlay_of;
@@ -28,6 +30,9 @@ use crate::metrics::overlap::counts;
 use crate::metrics::summary::summarise;
 use crate::runtime::{self, StopFlag};
 
+/// A start from other weights takes at least one in so many of the network's tensors.
+const LEAST_LOADED: usize = 5;
+
 /// Trains a run and validates it on whole images.
 pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let device = global.device.resolve()?;
@@ -42,6 +47,14 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     // The one seed that initialisation depends on; a resumed run overwrites the weights it makes.
     tch::manual_seed(config.training.seed as i64);
     let built = build(&config.network, device)?;
+    // once there is a state, it holds what became of them
+    if let Some(file) = config
+        .pretrained
+        .as_ref()
+        .filter(|_| !folder.state().exists())
+    {
+        start_from(Path::new(file), &built, printer)?;
+    }
     printer.message(&format!(
         "{} with {} parameters on {device:?}: {} training and {} validation case(s), patch {:?}, batch {}",
         config.preset,
@@ -85,6 +98,27 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     validate(
         &folder, config, plan, built, device, &dataset, &stop, printer,
     )
+}
+
+/// Takes over what fits of a checkpoint; one of which next to nothing fits is another network's.
+fn start_from(file: &Path, built: &Built, printer: &Printer) -> Result<()> {
+    let outcome = import(&Checkpoint::open(file)?, built, true)?;
+    let all = outcome.loaded.len() + outcome.missing.len() + outcome.misshaped.len();
+    if outcome.loaded.len() * LEAST_LOADED < all {
+        return Err(Misuse::error(format!(
+            "--pretrained {}: only {} of the network's {all} tensors are in it; is it another network's? `vision-mamba weights inspect` \
+             lists what it holds",
+            file.display(),
+            outcome.loaded.len()
+        )));
+    }
+    printer.message(&format!(
+        "starting from {}: {} of {all} tensors",
+        file.display(),
+        outcome.loaded.len()
+    ));
+    super::weights::tell(&outcome, printer);
+    Ok(())
 }
 
 fn workers(args: &TrainArgs) -> usize {
@@ -132,6 +166,13 @@ fn start(
             dataset.root.display()
         )));
     }
+    let pretrained = match &args.pretrained {
+        Some(file) => {
+            Checkpoint::open(file)?;
+            Some(std::fs::canonicalize(file)?.display().to_string())
+        }
+        None => None,
+    };
     // An existing run is refused before any work is done.
     let folder = RunFolder::create(&args.out)?;
     let plan = super::plan::make(dataset, printer)?;
@@ -161,6 +202,7 @@ fn start(
         preset: name,
         overrides,
         network,
+        pretrained,
         dataset: std::fs::canonicalize(&args.dataset)?.display().to_string(),
         configuration: configuration_name,
         fold: args.fold.clone(),

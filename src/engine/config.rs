@@ -22,6 +22,9 @@ pub struct RunConfig {
     pub overrides: Vec<(String, String)>,
     /// The network with all data-dependent sizes filled in; prediction builds this.
     pub network: NetworkSpec,
+    /// Weights that training starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<String>,
     /// The data set's folder, made absolute.
     pub dataset: String,
     /// `2d` or `3d_fullres`.

@@ -39,7 +39,10 @@ const WRAPPERS: [&str; 1] = ["_orig_mod."];
 /// Copies a checkpoint's values into the network. Unless `partial`, all names must be there and none besides, of the right shapes; otherwise
 /// nothing is changed and the error lists what does not fit. Other float types are converted.
 pub fn import(checkpoint: &Checkpoint, built: &Built, partial: bool) -> Result<Import, ModelError> {
-    let plan = Plan::new(checkpoint, built);
+    let mut plan = Plan::new(checkpoint, built);
+    if partial {
+        twice(&built.spec, &mut plan.names);
+    }
     let mut outcome = Import {
         prefix: plan.prefix.clone(),
         ..Import::default()
@@ -140,7 +143,8 @@ impl Plan {
             .unwrap_or_default();
         // how good a prefix is, the prefix, and the names below it
         let mut best = ((0, false, 0), String::new(), BTreeMap::new());
-        for beginning in [String::new(), common] {
+        // so does the backbone of a network that has one
+        for beginning in [String::new(), common, "backbone.".to_string()] {
             let mut below: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
             for (name, text) in &plain {
                 let starts = std::iter::once(0).chain(text.match_indices('.').map(|(i, _)| i + 1));
@@ -188,23 +192,60 @@ fn with_wrappers(source: &str, prefix: &str) -> String {
     }
 }
 
-/// A name as it is today; VMamba's first files have others.
+/// A name as the network has it: VMamba's first files have others than its later ones, and Mamba-UNet kept those.
 fn renewed(spec: &NetworkSpec, name: &str) -> String {
-    if !matches!(spec, NetworkSpec::Vmamba(_)) {
-        return name.to_string();
-    }
-    for (old, new) in [
-        ("patch_embed.proj.", "patch_embed.0."),
-        ("patch_embed.norm.", "patch_embed.2."),
-        ("norm.", "classifier.norm."),
-        ("head.", "classifier.head."),
-    ] {
+    let (tops, in_block): (&[(&str, &str)], _) = match spec {
+        NetworkSpec::Vmamba(_) => (
+            &[
+                ("patch_embed.proj.", "patch_embed.0."),
+                ("patch_embed.norm.", "patch_embed.2."),
+                ("norm.", "classifier.norm."),
+                ("head.", "classifier.head."),
+            ],
+            [(".ln_1.", ".norm."), (".self_attention.", ".op.")],
+        ),
+        NetworkSpec::MambaUnet(_) => (
+            &[
+                ("patch_embed.0.", "patch_embed.proj."),
+                ("patch_embed.2.", "patch_embed.norm."),
+            ],
+            [(".norm.", ".ln_1."), (".op.", ".self_attention.")],
+        ),
+        _ => return name.to_string(),
+    };
+    for (old, new) in tops {
         if let Some(rest) = name.strip_prefix(old) {
             return format!("{new}{rest}");
         }
     }
-    name.replace(".ln_1.", ".norm.")
-        .replace(".self_attention.", ".op.")
+    match name.contains(".blocks.") {
+        true => in_block
+            .iter()
+            .fold(name.to_string(), |name, (old, new)| name.replace(old, new)),
+        false => name.to_string(),
+    }
+}
+
+/// Weights of a VMamba classifier begin Mamba-UNet's encoder and, as in its reference (`load_from`), the levels of its decoder.
+fn twice(spec: &NetworkSpec, names: &mut BTreeMap<String, String>) {
+    if !matches!(spec, NetworkSpec::MambaUnet(_)) {
+        return;
+    }
+    const LAST: usize = 3;
+    for level in 0..LAST {
+        let (from, to) = (
+            format!("mamba_unet.layers.{level}.blocks."),
+            format!("mamba_unet.layers_up.{}.blocks.", LAST - level),
+        );
+        let copies: Vec<(String, String)> = (names.iter())
+            .filter_map(|(name, source)| {
+                Some((format!("{to}{}", name.strip_prefix(&from)?), source.clone()))
+            })
+            .collect();
+        for (name, source) in copies {
+            names.entry(name).or_insert(source);
+        }
+    }
 }
 
 /// What makes a tensor of another shape fit.
