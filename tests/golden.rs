@@ -26,6 +26,8 @@ mod modules;
 mod nnunet;
 #[path = "golden_harness/ops.rs"]
 mod ops;
+#[path = "golden_harness/s4.rs"]
+mod s4;
 #[path = "golden_harness/umamba.rs"]
 mod umamba;
 #[path = "golden_harness/uvmnet.rs"]
@@ -167,6 +169,8 @@ fn run(stem: &Path) -> Fallible<Report> {
         "cross_scan_fn / cross_merge_fn (VMamba, torch path)" => {
             vmamba::cross_scan(&case, &mut report)?
         }
+        _ if s4::theory(&case, &mut report)?.is_some() => {}
+        _ if s4::kernel_case(&case, &mut report)?.is_some() => {}
         _ => modules::run(&case, &mut report)?,
     }
     Ok(report)

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 
 use indexmap::IndexMap;
-use tch::{Device, Kind, Tensor};
+use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::{Init, ModelError};
 
@@ -166,6 +166,22 @@ impl Scope<'_> {
     /// Registers a parameter that weight decay leaves alone.
     pub fn undecayed(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor, ModelError> {
         self.register(name, shape, init, EntryKind::Parameter, false)
+    }
+
+    /// Registers a parameter with these first values.
+    pub fn given(&self, name: &str, value: &Tensor, decayed: bool) -> Result<Tensor, ModelError> {
+        let tensor = self.register(
+            name,
+            &value.size(),
+            Init::Constant(0.0),
+            EntryKind::Parameter,
+            decayed,
+        )?;
+        // an outline has no memory to fill
+        if !self.store.borrow().outline {
+            no_grad(|| tensor.shallow_clone().f_copy_(value))?;
+        }
+        Ok(tensor)
     }
 
     /// Registers a tensor that is stored but not trained.

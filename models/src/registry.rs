@@ -80,6 +80,38 @@ static PRESETS: &[PresetEntry] = &[
         "umamba_enc_nomamba_3d",
         "U-Mamba Enc without its Mamba layers, 3-D, for comparison"
     ),
+    preset_entry!(
+        "umamba_bot_s4_2d",
+        "U-Mamba Bot with S4 in the place of Mamba, 2-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_bot_s4_3d",
+        "U-Mamba Bot with S4 in the place of Mamba, 3-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_bot_s4d_2d",
+        "U-Mamba Bot with S4D in the place of Mamba, 2-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_bot_s4d_3d",
+        "U-Mamba Bot with S4D in the place of Mamba, 3-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_enc_s4_2d",
+        "U-Mamba Enc with S4 in the place of Mamba, 2-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_enc_s4_3d",
+        "U-Mamba Enc with S4 in the place of Mamba, 3-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_enc_s4d_2d",
+        "U-Mamba Enc with S4D in the place of Mamba, 2-D, for comparison"
+    ),
+    preset_entry!(
+        "umamba_enc_s4d_3d",
+        "U-Mamba Enc with S4D in the place of Mamba, 3-D, for comparison"
+    ),
     preset_entry!("mamba_unet", "Mamba-UNet, the published size"),
     preset_entry!(
         "mamba_unet_small",

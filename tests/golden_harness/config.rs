@@ -68,6 +68,16 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A choice that has one value here.
+    pub fn expect_text(&self, key: &str, only: &str) -> Fallible<()> {
+        match self.optional::<String>(key)? {
+            Some(stated) if stated != only => {
+                Err(format!("config `{key}` = {stated}, only {only} is there").into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Fails on keys that nobody read.
     pub fn finish(self) -> Fallible<()> {
         let read = self.read.into_inner();

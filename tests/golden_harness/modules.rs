@@ -122,7 +122,7 @@ fn compare_buffers(case: &Case, params: &ParamStore, report: &mut Report) {
 }
 
 /// Every stored tensor must have its place and every place its tensor, second names included.
-fn load(params: &ParamStore, stored: &Named, report: &mut Report) {
+pub fn load(params: &ParamStore, stored: &Named, report: &mut Report) {
     for (name, tensor, kind) in params.entries() {
         match stored.get(name) {
             None => report.fault(format!("param/{name} is not in the file")),
@@ -158,7 +158,7 @@ fn case_has_channels_last(model: &str, config: &Config) -> Fallible<bool> {
 fn check_size(model: &str, config: &Config, x: &Tensor) -> Fallible<()> {
     let size = x.size();
     config.expect("B", size[0])?;
-    if config.has("L") {
+    if config.has("L") && !model.starts_with("S4") {
         config.expect("L", size[1])?;
     }
     // VMamba's layers take channels last unless told otherwise
@@ -270,6 +270,9 @@ fn build(case: &Case, config: &Config) -> Fallible<(Forward, ParamStore)> {
                 return Ok(built);
             }
             if let Some(built) = crate::umamba::build(case, config)? {
+                return Ok(built);
+            }
+            if let Some(built) = crate::s4::build(case, config)? {
                 return Ok(built);
             }
             if let Some(built) = crate::vim::build(case, config)? {

@@ -9,6 +9,7 @@
 use tch::Tensor;
 
 use crate::layers::LayerNorm;
+use crate::ssm::s4::{Kernel, S4Block, S4BlockConfig, S4KernelConfig};
 use crate::ssm::{Mamba, MambaConfig};
 use crate::{ModelError, Scope};
 
@@ -39,27 +40,69 @@ impl Tokens {
     }
 }
 
+/// What mixes the tokens of a sequence, first to last.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SequenceConfig {
+    /// A Mamba block; `d_model` is decided by the tokens.
+    Mamba(MambaConfig),
+    /// An S4 or S4D layer with so many states.
+    S4(Kernel, i64),
+}
+
+enum Sequence {
+    Mamba(Mamba),
+    S4(S4Block),
+}
+
+impl Sequence {
+    /// Registers `mamba`, or `s4`.
+    fn new(scope: &Scope, config: &SequenceConfig, width: i64) -> Result<Self, ModelError> {
+        Ok(match config {
+            SequenceConfig::Mamba(sizes) => {
+                let sizes = MambaConfig {
+                    d_model: width,
+                    ..sizes.clone()
+                };
+                Sequence::Mamba(Mamba::new(&scope.sub("mamba"), sizes)?)
+            }
+            SequenceConfig::S4(kernel, d_state) => {
+                let kernel = S4KernelConfig {
+                    d_state: *d_state,
+                    ..S4KernelConfig::new(width, *kernel)
+                };
+                let config = S4BlockConfig {
+                    kernel,
+                    l_max: None,
+                    bidirectional: false,
+                };
+                Sequence::S4(S4Block::new(&scope.sub("s4"), config)?)
+            }
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        match self {
+            Sequence::Mamba(mamba) => mamba.forward(x),
+            Sequence::S4(s4) => s4.forward(x),
+        }
+    }
+}
+
 /// The layer. It has no residual connection.
 pub struct TokenMixer {
     tokens: Tokens,
     norm: LayerNorm,
-    mamba: Mamba,
+    sequence: Sequence,
 }
 
 impl TokenMixer {
-    /// Registers `norm` and `mamba`; `sizes` without `d_model`, which the tokens decide.
-    pub fn new(scope: &Scope, tokens: Tokens, sizes: &MambaConfig) -> Result<Self, ModelError> {
+    /// Registers `norm` and the sequence mixer.
+    pub fn new(scope: &Scope, tokens: Tokens, config: &SequenceConfig) -> Result<Self, ModelError> {
         let width = tokens.width();
-        let norm = LayerNorm::new(&scope.sub("norm"), width, LayerNorm::EPS)?;
-        let sizes = MambaConfig {
-            d_model: width,
-            ..sizes.clone()
-        };
-        let mamba = Mamba::new(&scope.sub("mamba"), sizes)?;
         Ok(Self {
+            norm: LayerNorm::new(&scope.sub("norm"), width, LayerNorm::EPS)?,
+            sequence: Sequence::new(scope, config, width)?,
             tokens,
-            norm,
-            mamba,
         })
     }
 
@@ -73,7 +116,7 @@ impl TokenMixer {
         let size = x.size();
         // (B, C, spatial..) -> (B, C, positions)
         let x = x.flatten(2, -1);
-        let mix = |tokens: &Tensor| self.mamba.forward(&self.norm.forward(tokens));
+        let mix = |tokens: &Tensor| self.sequence.forward(&self.norm.forward(tokens));
         let y = match &self.tokens {
             Tokens::Positions(_) => mix(&x.transpose(1, 2))?.transpose(1, 2),
             Tokens::Channels(map) if size[2..] == map[..] => mix(&x)?,

@@ -10,7 +10,7 @@
 //! - Without a plan the strides and kernels follow from `training_patch` by the rule that makes the plan.
 //! - An even kernel size is refused (the reference fails in its forward pass).
 //! - Where Enc's tokens are channels, an input of another size than the training patch is refused before anything runs.
-//! - `mixer = "none"` leaves the Mamba layers out, norm and all.
+//! - `mixer = "none"` leaves the Mamba layers out, norm and all; `"s4"` and `"s4d"` put those layers in their place.
 //! - Kept: the deeper half of the stages has one block whatever `n_conv_per_stage` says, the Mamba layers have no residual
 //!   connection, every decoder stage has a segmentation layer even without deep supervision.
 
@@ -22,9 +22,10 @@ use tch::Tensor;
 
 use super::layout::check_trainable;
 use super::residual::{conv, Blocks, Style};
-use super::token_mixer::{TokenMixer, Tokens};
+use super::token_mixer::{SequenceConfig, TokenMixer, Tokens};
 use crate::layers::Conv;
 use crate::network::check_input;
+use crate::ssm::s4::Kernel;
 use crate::ssm::MambaConfig;
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -81,18 +82,23 @@ impl UMamba {
             conv_bias: config.conv_bias,
             zero_last_norm: false,
         };
-        let sizes = MambaConfig {
-            d_state: config.d_state,
-            d_conv: config.d_conv,
-            expand: config.expand,
-            ..MambaConfig::new(1)
+        let sequence = match config.mixer {
+            Mixer::S4 => SequenceConfig::S4(Kernel::Dplr, config.d_state),
+            Mixer::S4d => SequenceConfig::S4(Kernel::Diag, config.d_state),
+            // without a mixer there are no tokens
+            Mixer::Mamba | Mixer::None => SequenceConfig::Mamba(MambaConfig {
+                d_state: config.d_state,
+                d_conv: config.d_conv,
+                expand: config.expand,
+                ..MambaConfig::new(1)
+            }),
         };
         let mixers = || {
             let one = |(s, tokens): (usize, &Option<Tokens>)| {
                 let at = scope.sub(mixer_name(config.mixer_stages, s));
                 let made = tokens
                     .as_ref()
-                    .map(|t| TokenMixer::new(&at, t.clone(), &sizes));
+                    .map(|t| TokenMixer::new(&at, t.clone(), &sequence));
                 made.transpose()
             };
             r.mixers

@@ -13,6 +13,10 @@ pub enum Mixer {
     /// The selective state space model, S6: the published network.
     #[default]
     Mamba,
+    /// S4: the same at every token, diagonal plus low-rank.
+    S4,
+    /// S4D: the same at every token, diagonal.
+    S4d,
     /// Nothing: the same network without its Mamba layers, the twin that tells what they are worth.
     None,
 }
@@ -92,7 +96,7 @@ pub struct UMambaConfig {
     /// Where it does.
     #[serde(default)]
     pub mixer_stages: MixerStages,
-    /// States per channel of the Mamba layers.
+    /// States per channel of the Mamba, S4 or S4D layers.
     pub d_state: i64,
     /// Width of the Mamba layers' causal convolution.
     pub d_conv: i64,
