@@ -507,6 +507,15 @@ fn backbones_of_classifiers_start_segmentation_networks() {
         let more = ["--pretrained", arg(&weights)];
         short_run(dir.path(), &flat, &images, model, &more);
     }
+    // a trained run goes out as it was trained: at its patch, with labels and normalisation
+    let model = dir.path().join("vim.pt");
+    let trained = dir.path().join("vim_unet_tiny");
+    let done = run(&["export", "--run", arg(&trained), "-o", arg(&model)]).expect_success();
+    assert!(done.stdout.contains("any B"), "{}", done.stdout);
+    let bytes = fs::read(&model).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("\"labels\"") && text.contains("\"mirror_axes\""));
+
     let other = write("unet_plain_tiny_2d", &[]);
     let out = dir.path().join("wrong");
     let refused = |file: &Path, words: &[&str], code| {

@@ -55,6 +55,8 @@ pub struct ForwardType {
     pub out_norm: OutNorm,
     /// Whether a GELU follows.
     pub out_act: bool,
+    /// Mamba-2: channels in `dt_rank` heads, each with one step size and one decay for all its states.
+    pub heads: bool,
     /// The first version: SiLU, a convolution with bias and projections without, whatever else is configured.
     pub first: bool,
 }
@@ -66,6 +68,7 @@ impl ForwardType {
         gate: Gate::Activated,
         out_norm: OutNorm::Layer,
         out_act: false,
+        heads: false,
         first: true,
     };
 }
@@ -103,7 +106,7 @@ impl FromStr for ForwardType {
             }
         }
         let walk = match rest {
-            "v01" | "v02" | "v03" | "v04" | "v05" | "v2" | "v3" => {
+            "v01" | "v02" | "v03" | "v04" | "v05" | "v2" | "v3" | "m0" => {
                 Walk::Pattern(ScanPattern::Cross2d)
             }
             "v051d" | "v31d" => Walk::Pattern(ScanPattern::Unidi),
@@ -112,7 +115,7 @@ impl FromStr for ForwardType {
             "v052dc" | "v32dc" => Walk::Cascade,
             _ => {
                 let message = format!(
-                    "{text}, expected v0, v01 to v05, v2, v3, v051d, v052d, v052d3 or v052dc, followed by postfixes in this order: one of \
+                    "{text}, expected v0, v01 to v05, v2, v3, v051d, v052d, v052d3, v052dc or m0, followed by postfixes in this order: one of \
                      _onnone, _ondwconv3, _oncnorm, _onsoftmax, _onsigmoid; _nozact or _noz; _oact; _no32"
                 );
                 return Err(ModelError::config("forward_type", message));
@@ -127,6 +130,7 @@ impl FromStr for ForwardType {
             },
             out_norm,
             out_act,
+            heads: rest == "m0",
             first: false,
         })
     }
@@ -151,7 +155,8 @@ mod tests {
             (all.gate, all.out_norm, all.out_act),
             (Gate::Plain, OutNorm::Softmax, true)
         );
-        for wrong in ["v9", "xv1a", "v05_oact_noz", "m0_noz", ""] {
+        assert!(form("m0_noz").unwrap().heads);
+        for wrong in ["v9", "xv1a", "v05_oact_noz", ""] {
             let message = form(wrong).unwrap_err().to_string();
             assert!(message.contains("forward_type"), "{message}");
         }

@@ -8,7 +8,8 @@
 //! - Channels last throughout. The reference's channel-first variant has the same tensors and the same numbers.
 //! - The projection of a token does not depend on its place in a sequence, so one matrix product serves all four directions, and the
 //!   four scans are one call that makes no copy of the map.
-//! - Mamba-2 (`m0`) and the `xv` types, which fail in the reference, are not there.
+//! - The `xv` types, which fail in the reference, are not there. Mamba-2 (`m0`) is computed as a scan whose channels share step sizes and
+//!   decays, and may have a gate, without which alone it runs in the reference.
 
 mod form;
 
@@ -126,6 +127,14 @@ impl Ss2dConfig {
             );
             return Err(ModelError::config("d_conv", message));
         }
+        if self.form.heads && (self.init == SsmInit::V0 || self.d_inner() % self.dt_rank() != 0) {
+            let message = format!(
+                "m0, expected another initialisation than v0, which it has none of, and {} inner channels to be a multiple of dt_rank = {}",
+                self.d_inner(),
+                self.dt_rank()
+            );
+            return Err(ModelError::config("forward_type", message));
+        }
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("{}, expected at least 0 and below 1", self.dropout);
             return Err(ModelError::config("dropout", message));
@@ -150,14 +159,22 @@ impl Ss2dConfig {
 struct Core {
     /// (K, rank + 2 N, D)
     x_proj_weight: Tensor,
-    /// (K, D, rank)
-    dt_projs_weight: Tensor,
-    /// (K, D)
+    /// (K, D, rank); with heads there is none
+    dt_projs_weight: Option<Tensor>,
+    /// (K, D), with heads (K, rank)
     dt_projs_bias: Tensor,
-    /// (K D, N)
+    /// (K D, N), with heads (K, rank)
     a_logs: Tensor,
-    /// (K D)
+    /// (K D), with heads (K, rank, D / rank)
     ds: Tensor,
+}
+
+/// What the scan takes of them: dt_weight (K, D, rank), A (K, D, N), D and bias (K, D).
+struct ScanParts {
+    dt_weight: Tensor,
+    a: Tensor,
+    d: Tensor,
+    bias: Tensor,
 }
 
 impl Core {
@@ -202,9 +219,18 @@ impl Core {
         let a_logs = || state("A_logs", &[K * d, n], a);
         let ds = || state("Ds", &[K * d], Init::Constant(1.0));
         let x_proj_weight = x_proj()?;
+        if config.form.heads {
+            return Ok(Self {
+                x_proj_weight,
+                ds: state("Ds", &[K, rank, d / rank], Init::Constant(1.0))?,
+                a_logs: state("A_logs", &[K, rank], a)?,
+                dt_projs_bias: scope.parameter("dt_projs_bias", &[K, rank], bias)?,
+                dt_projs_weight: None,
+            });
+        }
         Ok(match (config.layout, config.init) {
             (Layout::MambaUnet, _) => {
-                let (dt_projs_weight, dt_projs_bias) = (dt_weight()?, dt_bias()?);
+                let (dt_projs_weight, dt_projs_bias) = (Some(dt_weight()?), dt_bias()?);
                 Self {
                     x_proj_weight,
                     dt_projs_weight,
@@ -219,7 +245,7 @@ impl Core {
                     x_proj_weight,
                     a_logs,
                     ds,
-                    dt_projs_weight: dt_weight()?,
+                    dt_projs_weight: Some(dt_weight()?),
                     dt_projs_bias: dt_bias()?,
                 }
             }
@@ -229,11 +255,36 @@ impl Core {
                     x_proj_weight,
                     a_logs,
                     ds,
-                    dt_projs_weight: dt_weight()?,
+                    dt_projs_weight: Some(dt_weight()?),
                     dt_projs_bias: dt_bias()?,
                 }
             }
         })
+    }
+
+    fn parts(&self, config: &Ss2dConfig) -> ScanParts {
+        let (d, n, rank) = (config.d_inner(), config.d_state, config.dt_rank());
+        let a = self.a_logs.exp().neg();
+        match &self.dt_projs_weight {
+            Some(weight) => ScanParts {
+                dt_weight: weight.shallow_clone(),
+                a: a.view([K, d, n]),
+                d: self.ds.view([K, d]),
+                bias: self.dt_projs_bias.shallow_clone(),
+            },
+            None => {
+                // every channel has the numbers of its head
+                let of_head = |t: &Tensor| t.repeat_interleave_self_int(d / rank, 1, None);
+                let one = Tensor::eye(rank, (a.kind(), a.device()));
+                let one = one.repeat_interleave_self_int(d / rank, 0, None);
+                ScanParts {
+                    dt_weight: one.unsqueeze(0).expand([K, d, rank], false),
+                    a: of_head(&a).unsqueeze(-1).expand([K, d, n], false),
+                    d: self.ds.view([K, d]),
+                    bias: of_head(&self.dt_projs_bias),
+                }
+            }
+        }
     }
 }
 
@@ -336,7 +387,7 @@ impl Ss2d {
         let in_proj = linear("in_proj", d_model, wide * d_inner)?;
         let conv2d = match config.d_conv > 1 {
             true => Some(depthwise(
-                &scope.sub("conv2d"),
+                &scope.sub(if form.heads { "conv2d.1" } else { "conv2d" }),
                 d_inner,
                 config.d_conv,
                 config.conv_bias,
@@ -411,13 +462,14 @@ impl Ss2d {
         let weights = tokens
             .linear(&self.core.x_proj_weight.flatten(0, 1), None::<&Tensor>)
             .view([-1, size[1] * size[2], K, rank + 2 * n]);
+        let parts = self.core.parts(&self.config);
         let out = cross_selective_scan(&CrossScan {
             u: &tokens,
             weights: &weights,
-            dt_weight: &self.core.dt_projs_weight,
-            a: &self.core.a_logs.exp().neg().view([K, d, n]),
-            d: Some(&self.core.ds.view([K, d])),
-            delta_bias: Some(&self.core.dt_projs_bias),
+            dt_weight: &parts.dt_weight,
+            a: &parts.a,
+            d: Some(&parts.d),
+            delta_bias: Some(&parts.bias),
             orders: &self.orders(pattern, size[1], size[2], x.device()),
             delta_softplus: true,
         })?;
@@ -455,12 +507,9 @@ impl Ss2d {
 
     /// Directions `first` (forwards) and the next (backwards) along axis 2: (B, H, W, D) -> (B, H, W, D)
     fn lines(&self, x: &Tensor, first: i64) -> Result<Tensor, ModelError> {
-        let (d, rank, n) = (
-            self.config.d_inner(),
-            self.config.dt_rank(),
-            self.config.d_state,
-        );
+        let (rank, n) = (self.config.dt_rank(), self.config.d_state);
         let lines = x.flatten(0, 1);
+        let parts = self.core.parts(&self.config);
         let mut sum: Option<Tensor> = None;
         for k in [first, first + 1] {
             let own = match k > first {
@@ -469,16 +518,16 @@ impl Ss2d {
             };
             let projected = own.linear(&self.core.x_proj_weight.select(0, k), None::<&Tensor>);
             let delta = (projected.narrow(-1, 0, rank))
-                .linear(&self.core.dt_projs_weight.select(0, k), None::<&Tensor>);
+                .linear(&parts.dt_weight.select(0, k), None::<&Tensor>);
             let out = selective_scan(&SelectiveScan {
                 u: &own.transpose(1, 2),
                 delta: &delta.transpose(1, 2),
-                a: &self.core.a_logs.narrow(0, k * d, d).exp().neg(),
+                a: &parts.a.select(0, k),
                 b: &projected.narrow(-1, rank, n).transpose(1, 2),
                 c: &projected.narrow(-1, rank + n, n).transpose(1, 2),
-                d: Some(&self.core.ds.narrow(0, k * d, d)),
+                d: Some(&parts.d.select(0, k)),
                 z: None,
-                delta_bias: Some(&self.core.dt_projs_bias.select(0, k)),
+                delta_bias: Some(&parts.bias.select(0, k)),
                 delta_softplus: true,
             })?
             .out
