@@ -51,3 +51,31 @@ fn every_small_preset_is_recorded() {
     }
     assert!(seen >= 13, "{seen}");
 }
+
+/// Sizes that a network was not made for take other ways through it, such as interpolated positions.
+#[test]
+fn other_sizes_are_recorded_too() {
+    assert!(vision_mamba_ops::status().is_ready());
+    let folder = tempfile::tempdir().unwrap();
+    for (name, overrides) in [
+        ("vim_unet_tiny", &[][..]),
+        ("vim_nano", &[]),
+        ("vim_nano", &[("class_token", "double")]),
+        ("vim_nano", &[("class_token", "none"), ("rope", "4")]),
+        ("vmamba_nano", &[("pos_embed", "32")]),
+        ("vmamba_nano", &[("forward_type", "v052dc_noz")]),
+        ("vmamba_unet_tiny", &[]),
+        ("uvmnet_tiny", &[]),
+    ] {
+        let spec = vision_mamba_models::preset(name).unwrap();
+        let built = build(&spec.with_overrides(overrides).unwrap(), Device::Cpu).unwrap();
+        for size in [[64, 64], [64, 96]] {
+            let path = folder.path().join("model.pt");
+            let done = export(&built, &size, &BTreeMap::new(), &path);
+            let error = done
+                .unwrap_or_else(|e| panic!("{name} {overrides:?}: {e}"))
+                .error;
+            assert!(error <= 1e-5, "{name} {overrides:?} {size:?}: {error}");
+        }
+    }
+}

@@ -231,11 +231,14 @@ impl Trunk {
             return pos_embed.shallow_clone();
         }
         let places = self.class_places(side * side);
-        let rows: Vec<i64> = (0..pos_embed.size()[1])
-            .filter(|row| !places.contains(row))
-            .collect();
-        let rows = Tensor::from_slice(&rows).to_device(pos_embed.device());
-        let patches = interpolate(&pos_embed.index_select(1, &rows), (side, side), grid);
+        // the rows between the class tokens', taken by operations that a trace records
+        let mut start = 0;
+        let mut pieces = vec![];
+        for place in places.iter().copied().chain([pos_embed.size()[1]]) {
+            pieces.push(pos_embed.narrow(1, start, place - start));
+            start = place + 1;
+        }
+        let patches = interpolate(&Tensor::cat(&pieces, 1), (side, side), grid);
         self.with_class_tokens(&patches, |i| pos_embed.narrow(1, places[i], 1))
     }
 
