@@ -264,3 +264,59 @@ fn the_command_writes_the_same_bytes_and_names_what_does_not_fit() {
     run(&["export", "--weights", &file, "-o", &path("none.pt")]).expect_failure(1, &["plain.pth"]);
     assert!(!Path::new(&path("none.pt")).exists());
 }
+
+/// Cut anywhere or changed anywhere, a file is read or refused; nothing panics, and no more memory is asked for than the file could fill.
+#[test]
+fn damaged_files_are_read_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let built = build(&preset("vmamba_nano").unwrap(), Device::Cpu).unwrap();
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let (mut read, mut refused) = (0, 0);
+    for name in [
+        "plain.pth",
+        "legacy.pth",
+        "views.pth",
+        "nnunet_checkpoint_final.pth",
+    ] {
+        let whole = std::fs::read(root().join("checkpoints").join(name)).unwrap();
+        for round in 0..60 {
+            let mut bytes = whole.clone();
+            match round % 3 {
+                0 => bytes.truncate(random(whole.len())),
+                // the pickle and the zip's directories lie at the ends
+                1 => {
+                    let end = bytes.len() - 1 - random(4000.min(whole.len() - 1));
+                    bytes[end] ^= 1 << random(8);
+                }
+                _ => {
+                    let start = random(3000.min(whole.len()));
+                    bytes[start] = random(256) as u8;
+                }
+            }
+            let path = dir.path().join("damaged.pth");
+            std::fs::write(&path, &bytes).unwrap();
+            match Checkpoint::open(&path) {
+                Ok(checkpoint) => {
+                    for (tensor, info) in checkpoint.tensors() {
+                        let size = info.shape.iter().product::<i64>() as usize;
+                        assert!(size <= whole.len(), "{name}: {tensor} claims {size} values");
+                        let _ = checkpoint.read(tensor);
+                    }
+                    let _ = import(&checkpoint, &built, true);
+                    read += 1;
+                }
+                Err(e) => {
+                    assert!(e.to_string().contains("damaged.pth"), "{e}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(read > 0 && refused > 50, "{read} read, {refused} refused");
+}
