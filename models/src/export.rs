@@ -83,6 +83,8 @@ fn record(
         path: path.to_path_buf(),
         source,
     };
+    // a kernel that sets itself up for a length does so here, and not again whenever the trace runs
+    forward(&first)?;
     let module = trace(forward, first)?;
     let folder = path
         .parent()

@@ -66,6 +66,14 @@ fn other_sizes_are_recorded_too() {
         ("vmamba_nano", &[("forward_type", "v052dc_noz")]),
         ("vmamba_unet_tiny", &[]),
         ("uvmnet_tiny", &[]),
+        (
+            "umamba_bot_s4_2d",
+            &[
+                ("base_features", "4"),
+                ("max_features", "8"),
+                ("training_patch", "[64,64]"),
+            ],
+        ),
     ] {
         let spec = vision_mamba_models::preset(name).unwrap();
         let built = build(&spec.with_overrides(overrides).unwrap(), Device::Cpu).unwrap();
