@@ -84,7 +84,7 @@ fn record(
         source,
     };
     // a kernel that sets itself up for a length does so here, and not again whenever the trace runs
-    forward(&first)?;
+    let _ = forward(&first)?;
     let module = trace(forward, first)?;
     let folder = path
         .parent()
