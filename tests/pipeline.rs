@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 #[path = "pipeline_harness/checks.rs"]
 mod checks;
+#[path = "pipeline_harness/formats.rs"]
+mod formats;
 #[path = "pipeline_harness/restoration.rs"]
 mod restoration;
 
@@ -22,7 +24,10 @@ use checks::{Checks, Fallible};
 type Section = fn(&Path, &mut Checks) -> Fallible<()>;
 
 /// Each section is a folder below the root and the function that checks it.
-const SECTIONS: &[(&str, Section)] = &[("restoration", restoration::check)];
+const SECTIONS: &[(&str, Section)] = &[
+    ("formats", formats::check),
+    ("restoration", restoration::check),
+];
 
 fn main() -> ExitCode {
     if std::env::args().any(|word| word == "--list") {

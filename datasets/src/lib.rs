@@ -22,7 +22,7 @@ pub mod split;
 pub use augment::Augmentation;
 pub use case::{Geometry, Image, LabelMap, SourceHeader};
 pub use error::{DataError, Result};
-pub use io::{atomically, read_image, read_labels, write_labels};
+pub use io::{atomically, read_image, read_labels, write_image, write_labels};
 pub use layout::input::{images_in, load_channels, InputCase};
 pub use layout::nnunet::{Dataset, DatasetJson, Split};
 pub use loader::Prefetch;

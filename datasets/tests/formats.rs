@@ -110,9 +110,7 @@ fn damaged_and_unsupported_nifti() {
         ("bad_negative_dim.nii", "dim[1] is -5"),
         ("bad_huge_dim.nii", "more than the file can hold"),
         ("bad_empty.nii", "empty"),
-        ("nifti2_int16.nii", "NIfTI-2"),
         ("sform_shear.nii", "sheared"),
-        ("uint8_4d.nii.gz", "CASE_0000, CASE_0001"),
     ];
     for (name, fault) in faults {
         let message = read_image(&file(name)).expect_err(name).to_string();
@@ -345,7 +343,10 @@ fn what_cannot_be_written() {
     let error = write_labels(&folder.path().join("a.jpg"), &util::square(9, 9, 1))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("use .png"), "{error}");
+    assert!(
+        error.contains("use .nii.gz") && error.contains(".png"),
+        "{error}"
+    );
     let error = write_labels(&folder.path().join("a.png"), &util::square(9, 9, -1))
         .unwrap_err()
         .to_string();

@@ -1,46 +1,83 @@
 //! Reading and writing image files, one module a format, chosen by the file's ending.
 
+mod detached;
+mod element;
+mod metaimage;
 mod natural;
 pub mod nifti;
+mod nrrd;
+mod pixels;
+mod source;
 
 use std::io::Write;
 use std::path::Path;
 
 use ndarray::{ArrayD, Axis};
 
-use crate::{DataError, Image, LabelMap, Result};
+use crate::{DataError, Geometry, Image, LabelMap, Result};
+use pixels::Pixels;
 
-/// A format this crate reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Png,
-    /// Read through the `image` crate, never written.
-    OtherNatural,
-    Nifti {
-        gzip: bool,
-    },
+/// A format: the endings of its files and what can be done with them.
+struct Format {
+    /// The longest that fits a name wins, so `.nii.gz` comes before anything called `.gz`.
+    endings: &'static [&'static str],
+    read: fn(&Path) -> Result<Image>,
+    /// Size without channels, from the header alone.
+    size: fn(&Path) -> Result<Vec<usize>>,
+    write_labels: Option<Writer>,
+    /// Float32 of any number of channels.
+    write_values: Option<Writer>,
 }
 
-/// The endings of [`Format`], the longest that fits wins.
-const ENDINGS: &[(&str, Format)] = &[
-    (".nii.gz", Format::Nifti { gzip: true }),
-    (".nii", Format::Nifti { gzip: false }),
-    (".png", Format::Png),
-    (".jpg", Format::OtherNatural),
-    (".jpeg", Format::OtherNatural),
-    (".bmp", Format::OtherNatural),
+type Writer = fn(&Path, &Pixels, &Geometry) -> Result<()>;
+
+const FORMATS: &[Format] = &[
+    Format {
+        endings: &[".nii.gz", ".nii"],
+        read: nifti::read,
+        size: nifti::size,
+        write_labels: Some(nifti::write),
+        write_values: Some(nifti::write),
+    },
+    Format {
+        endings: &[".nrrd", ".nhdr"],
+        read: nrrd::read,
+        size: nrrd::size,
+        write_labels: Some(nrrd::write),
+        write_values: Some(nrrd::write),
+    },
+    Format {
+        endings: &[".mha", ".mhd"],
+        read: metaimage::read,
+        size: metaimage::size,
+        write_labels: Some(metaimage::write),
+        write_values: Some(metaimage::write),
+    },
+    Format {
+        endings: &[".png"],
+        read: natural::read,
+        size: natural::size,
+        write_labels: Some(natural::write_labels),
+        write_values: None,
+    },
+    Format {
+        endings: &[".jpg", ".jpeg", ".bmp"],
+        read: natural::read,
+        size: natural::size,
+        write_labels: None,
+        write_values: None,
+    },
 ];
 
-fn format_of(path: &Path) -> Result<Format> {
+fn format_of(path: &Path) -> Result<&'static Format> {
     let name = path
         .file_name()
         .unwrap_or_default()
         .to_string_lossy()
         .to_lowercase();
-    ENDINGS
+    FORMATS
         .iter()
-        .find(|(ending, _)| name.ends_with(ending))
-        .map(|&(_, format)| format)
+        .find(|f| f.endings.iter().any(|ending| name.ends_with(ending)))
         .ok_or_else(|| DataError::NotSupported {
             path: path.into(),
             what: "this file ending".into(),
@@ -48,36 +85,37 @@ fn format_of(path: &Path) -> Result<Format> {
         })
 }
 
-/// The endings that can be read, for messages.
-pub(crate) fn known_endings() -> String {
-    ENDINGS
+/// The endings of the formats for which something holds, for messages.
+fn endings_where(holds: impl Fn(&Format) -> bool) -> String {
+    FORMATS
         .iter()
-        .map(|(ending, _)| *ending)
+        .filter(|f| holds(f))
+        .flat_map(|f| f.endings)
+        .copied()
         .collect::<Vec<_>>()
         .join(", ")
 }
 
+/// The endings that can be read, for messages.
+pub(crate) fn known_endings() -> String {
+    endings_where(|_| true)
+}
+
 /// Whether a file ending such as `.nii.gz` can be read.
 pub(crate) fn is_known_ending(ending: &str) -> bool {
-    ENDINGS
+    FORMATS
         .iter()
-        .any(|(known, _)| *known == ending.to_lowercase())
+        .any(|f| f.endings.contains(&ending.to_lowercase().as_str()))
 }
 
 /// Reads an image, channels first.
 pub fn read_image(path: &Path) -> Result<Image> {
-    match format_of(path)? {
-        Format::Png | Format::OtherNatural => natural::read(path),
-        Format::Nifti { .. } => nifti::read(path),
-    }
+    (format_of(path)?.read)(path)
 }
 
 /// Size of an image without its channels, in array order, from the header alone.
 pub fn spatial_size(path: &Path) -> Result<Vec<usize>> {
-    match format_of(path)? {
-        Format::Png | Format::OtherNatural => natural::size(path),
-        Format::Nifti { .. } => nifti::size(path),
-    }
+    (format_of(path)?.size)(path)
 }
 
 /// Reads a label map: one channel of whole numbers.
@@ -101,7 +139,8 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
     Ok(LabelMap { data, geometry })
 }
 
-/// Writes a label map on the grid of its geometry, whole or not at all (see [`atomically`]). `.png`, `.nii` and `.nii.gz` can be written.
+/// Writes a label map on the grid of its geometry, whole or not at all (see [`atomically`]), in any format but JPEG and BMP. The source may
+/// be of another format than the file.
 pub fn write_labels(path: &Path, labels: &LabelMap) -> Result<()> {
     if let Some(&value) = labels.data.iter().find(|&&v| v < 0) {
         return Err(DataError::LabelNotInteger {
@@ -109,15 +148,56 @@ pub fn write_labels(path: &Path, labels: &LabelMap) -> Result<()> {
             value: f32::from(value),
         });
     }
-    match format_of(path)? {
-        Format::Png => natural::write_labels(path, labels),
-        Format::Nifti { gzip } => nifti::write_labels(path, labels, gzip),
-        Format::OtherNatural => Err(DataError::NotSupported {
+    let Some(write) = format_of(path)?.write_labels else {
+        return Err(DataError::NotSupported {
             path: path.into(),
             what: "writing label maps in this format".into(),
-            remedy: "use .png, .nii or .nii.gz".into(),
-        }),
+            remedy: format!("use {}", endings_where(|f| f.write_labels.is_some())),
+        });
+    };
+    write_checked(
+        path,
+        write,
+        &Pixels::Labels(labels.data.view()),
+        &labels.geometry,
+    )
+}
+
+/// Writes an image of float32 values, such as probabilities, on the grid of its geometry, whole or not at all. Channels are kept: as the
+/// fourth axis of a NIfTI file, as a list in NRRD, side by side in MetaImage.
+pub fn write_image(path: &Path, image: &Image) -> Result<()> {
+    let Some(write) = format_of(path)?.write_values else {
+        return Err(DataError::NotSupported {
+            path: path.into(),
+            what: "writing images of real values in this format".into(),
+            remedy: format!("use {}", endings_where(|f| f.write_values.is_some())),
+        });
+    };
+    write_checked(
+        path,
+        write,
+        &Pixels::Values(image.data.view()),
+        &image.geometry,
+    )
+}
+
+fn write_checked(path: &Path, write: Writer, pixels: &Pixels, geometry: &Geometry) -> Result<()> {
+    let size = pixels.spatial_size();
+    let dims = size.len();
+    let agrees = geometry.spacing.len() == dims
+        && geometry.origin.len() == dims
+        && geometry.direction.len() == dims * dims;
+    if !agrees || !(2..=3).contains(&dims) || pixels.channels() == 0 || size.contains(&0) {
+        return Err(DataError::NotSupported {
+            path: path.into(),
+            what: format!(
+                "an array of size {size:?} with a geometry of {} axes",
+                geometry.spacing.len()
+            ),
+            remedy: "give two or three axes of space and the geometry of as many".into(),
+        });
     }
+    write(path, pixels, geometry)
 }
 
 /// Writes a file through a temporary one in the same folder, which takes the file's name once it is whole and on the disk. When anything
@@ -160,6 +240,3 @@ fn without_temporary_name(error: std::io::Error) -> std::io::Error {
     let (message, _) = text.split_once(" at path ").unwrap_or((&text, ""));
     std::io::Error::new(error.kind(), message)
 }
-
-/// Deflate cannot expand by more than about 1032: a header that declares more than this many bytes for each byte in the file lies.
-const LARGEST_EXPANSION: u64 = 1040;

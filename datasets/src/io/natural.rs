@@ -7,8 +7,10 @@ use std::path::Path;
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageReader};
 use ndarray::{ArrayD, IxDyn};
 
-use crate::io::{atomically, LARGEST_EXPANSION};
-use crate::{DataError, Geometry, Image, LabelMap, Result};
+use crate::io::element::Element;
+use crate::io::source::LARGEST_EXPANSION;
+use crate::io::{atomically, Pixels};
+use crate::{DataError, Geometry, Image, Result};
 
 const FORMAT: &str = "an image";
 
@@ -133,26 +135,19 @@ fn planes<T: Copy + Into<f32>>(pixels: &[T], channels: usize) -> Vec<f32> {
         .collect()
 }
 
-pub(super) fn write_labels(path: &Path, labels: &LabelMap) -> Result<()> {
-    let &[height, width] = labels.data.shape() else {
+pub(super) fn write_labels(path: &Path, pixels: &Pixels, _: &Geometry) -> Result<()> {
+    let &[height, width] = pixels.spatial_size() else {
         return Err(DataError::NotSupported {
             path: path.into(),
-            what: format!("a label map of size {:?} in a PNG", labels.data.shape()),
+            what: format!("a label map of size {:?} in a PNG", pixels.spatial_size()),
             remedy: "write volumes as .nii.gz".into(),
         });
     };
-    let wide = labels.data.iter().any(|&v| v > 255);
-    let (bytes, colour): (Vec<u8>, _) = if wide {
-        (
-            labels.data.iter().flat_map(|v| v.to_ne_bytes()).collect(),
-            ExtendedColorType::L16,
-        )
-    } else {
-        (
-            labels.data.iter().map(|&v| v as u8).collect(),
-            ExtendedColorType::L8,
-        )
+    let colour = match pixels.element() {
+        Element::U8 => ExtendedColorType::L8,
+        _ => ExtendedColorType::L16,
     };
+    let bytes = pixels.bytes(cfg!(target_endian = "big"));
     atomically(path, |out| {
         image::codecs::png::PngEncoder::new(out)
             .write_image(&bytes, width as u32, height as u32, colour)
