@@ -18,6 +18,7 @@ pub mod preprocess;
 mod random;
 pub mod sampler;
 pub mod split;
+pub mod zoom;
 
 pub use augment::Augmentation;
 pub use case::{Geometry, Image, LabelMap, SourceHeader};
@@ -30,3 +31,4 @@ pub use plan::{Configuration, Intensity, Normalisation, Plan};
 pub use preprocess::{normalise, prepare_case, PreparedCase};
 pub use sampler::{draw_batch, Batch, PatchSettings};
 pub use split::{fold, Fold, FoldChoice};
+pub use zoom::{zoom, ZoomOrder};

@@ -5,7 +5,9 @@ use std::path::Path;
 use ndarray::ArrayD;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
-use vision_mamba_datasets::{read_image, write_image, write_labels, Geometry, Image, LabelMap};
+use vision_mamba_datasets::{
+    read_image, read_labels, write_image, write_labels, zoom, Geometry, Image, LabelMap, ZoomOrder,
+};
 
 use crate::checks::{Checks, Fallible, Worst};
 
@@ -21,6 +23,102 @@ pub fn check(folder: &Path, checks: &mut Checks) -> Fallible<()> {
     }
     if folder.join("png_expected.safetensors").exists() {
         pictures(folder, checks)?;
+    }
+    if folder.join("h5_npz_expected.json").exists() {
+        arrays(folder, checks)?;
+    }
+    if folder.join("scipy_zoom.safetensors").exists() {
+        zooms(folder, checks)?;
+    }
+    Ok(())
+}
+
+/// `N.in` resized to `N.order0` and `N.order3`; and the lengths at which the last sample of a resized row of ones is 0.
+fn zooms(folder: &Path, checks: &mut Checks) -> Fallible<()> {
+    let bytes = std::fs::read(folder.join("scipy_zoom.safetensors"))?;
+    let arrays = SafeTensors::deserialize(&bytes)?;
+    for name in arrays.names() {
+        let (order, tolerance) = match name.rsplit_once('.') {
+            Some((_, "order0")) => (ZoomOrder::Nearest, 0.0),
+            // Stored in float32, values up to 255.
+            Some((_, "order3")) => (ZoomOrder::Cubic, 3e-5),
+            _ => continue,
+        };
+        checks.run(&format!("scipy_zoom {name}"), || {
+            let (number, _) = name.rsplit_once('.').ok_or("no number")?;
+            let source = values(&arrays, &format!("{number}.in"))?.mapv(|v| v as f32);
+            let expected = values(&arrays, name)?;
+            let found = zoom(&source, expected.shape(), order)?;
+            let mut worst = Worst::default();
+            for ((at, ours), theirs) in found.indexed_iter().zip(&expected) {
+                worst.number(&format!("{at:?}"), (*ours).into(), *theirs, tolerance);
+            }
+            worst.verdict()
+        });
+    }
+    let lists = folder.join("scipy_zoom_last_sample_zero.json");
+    if !lists.exists() {
+        return Ok(());
+    }
+    for (name, list) in object(&lists)? {
+        let Some((from, to)) = name.split_once("->") else {
+            continue;
+        };
+        checks.run(&format!("scipy_zoom last sample {name}"), || {
+            let expected: Vec<usize> = reals(&list)?.into_iter().map(|n| n as usize).collect();
+            let mut found = Vec::new();
+            for n in 2..=512 {
+                let length = |word: &str| word.parse::<usize>().unwrap_or(n);
+                let ones = ArrayD::ones(vec![length(from)]);
+                let resized = zoom(&ones, &[length(to)], ZoomOrder::Nearest)?;
+                if resized.iter().last() == Some(&0.0) {
+                    found.push(n);
+                }
+            }
+            let mut worst = Worst::default();
+            worst.same("lengths", &found, &expected);
+            worst.verdict()
+        });
+    }
+    Ok(())
+}
+
+/// `h5_npz_expected.json`: shapes, sums and corners of the arrays `image` and `label` of each file below the folder.
+fn arrays(folder: &Path, checks: &mut Checks) -> Fallible<()> {
+    for (name, report) in object(&folder.join("h5_npz_expected.json"))? {
+        let path = folder.join(&name);
+        checks.run(&name, || {
+            let image = read_image(&path)?.data.index_axis_move(ndarray::Axis(0), 0);
+            let labels = read_labels(&path)?.data.mapv(f32::from);
+            let mut worst = Worst::default();
+            for (role, array) in [("image", image), ("label", labels)] {
+                let expected = &report[role];
+                let theirs: Vec<usize> = reals(&expected["shape"])?
+                    .into_iter()
+                    .map(|s| s as usize)
+                    .collect();
+                worst.same(&format!("{role} shape"), &array.shape().to_vec(), &theirs);
+                let sum: f64 = array.iter().map(|&v| f64::from(v)).sum();
+                let total = expected["sum_f64"].as_f64().ok_or("no sum")?;
+                worst.number(
+                    &format!("{role} sum"),
+                    sum,
+                    total,
+                    1e-9 * total.abs().max(1.0),
+                );
+                for (key, value) in [
+                    ("first", array.iter().next()),
+                    ("last", array.iter().last()),
+                ] {
+                    // Some files come with shape and sum alone.
+                    if let Some(theirs) = expected[key].as_f64() {
+                        let ours = value.ok_or("empty array")?;
+                        worst.number(&format!("{role} {key}"), (*ours).into(), theirs, 0.0);
+                    }
+                }
+            }
+            worst.verdict()
+        });
     }
     Ok(())
 }
@@ -226,7 +324,7 @@ fn there_and_back(image: &Image, worst: &mut Worst) -> Fallible<()> {
         }
         let path = folder.path().join(format!("labels{ending}"));
         write_labels(&path, &labels)?;
-        let back = vision_mamba_datasets::read_labels(&path)?;
+        let back = read_labels(&path)?;
         worst.same(&format!("{ending} labels"), &back.data, &labels.data);
         same_place(ending, &back.geometry, &labels.geometry, worst);
     }

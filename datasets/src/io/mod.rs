@@ -1,13 +1,17 @@
 //! Reading and writing image files, one module a format, chosen by the file's ending.
 
+mod arrays;
 mod detached;
 mod element;
+mod hdf5;
 mod metaimage;
 mod natural;
 pub mod nifti;
+mod npy;
 mod nrrd;
 mod pixels;
 mod source;
+mod tiff;
 
 use std::io::Write;
 use std::path::Path;
@@ -22,6 +26,8 @@ struct Format {
     /// The longest that fits a name wins, so `.nii.gz` comes before anything called `.gz`.
     endings: &'static [&'static str],
     read: fn(&Path) -> Result<Image>,
+    /// The same for label maps: files that hold both choose another array.
+    read_labels: fn(&Path) -> Result<Image>,
     /// Size without channels, from the header alone.
     size: fn(&Path) -> Result<Vec<usize>>,
     write_labels: Option<Writer>,
@@ -35,6 +41,7 @@ const FORMATS: &[Format] = &[
     Format {
         endings: &[".nii.gz", ".nii"],
         read: nifti::read,
+        read_labels: nifti::read,
         size: nifti::size,
         write_labels: Some(nifti::write),
         write_values: Some(nifti::write),
@@ -42,6 +49,7 @@ const FORMATS: &[Format] = &[
     Format {
         endings: &[".nrrd", ".nhdr"],
         read: nrrd::read,
+        read_labels: nrrd::read,
         size: nrrd::size,
         write_labels: Some(nrrd::write),
         write_values: Some(nrrd::write),
@@ -49,6 +57,7 @@ const FORMATS: &[Format] = &[
     Format {
         endings: &[".mha", ".mhd"],
         read: metaimage::read,
+        read_labels: metaimage::read,
         size: metaimage::size,
         write_labels: Some(metaimage::write),
         write_values: Some(metaimage::write),
@@ -56,13 +65,39 @@ const FORMATS: &[Format] = &[
     Format {
         endings: &[".png"],
         read: natural::read,
+        read_labels: natural::read,
         size: natural::size,
         write_labels: Some(natural::write_labels),
         write_values: None,
     },
     Format {
+        endings: &[".tif", ".tiff"],
+        read: tiff::read,
+        read_labels: tiff::read,
+        size: tiff::size,
+        write_labels: Some(tiff::write),
+        write_values: Some(tiff::write),
+    },
+    Format {
+        endings: &[".h5", ".hdf5"],
+        read: hdf5::read,
+        read_labels: hdf5::read_labels,
+        size: hdf5::size,
+        write_labels: None,
+        write_values: None,
+    },
+    Format {
+        endings: &[".npz", ".npy"],
+        read: npy::read,
+        read_labels: npy::read_labels,
+        size: npy::size,
+        write_labels: None,
+        write_values: None,
+    },
+    Format {
         endings: &[".jpg", ".jpeg", ".bmp"],
         read: natural::read,
+        read_labels: natural::read,
         size: natural::size,
         write_labels: None,
         write_values: None,
@@ -120,7 +155,7 @@ pub fn spatial_size(path: &Path) -> Result<Vec<usize>> {
 
 /// Reads a label map: one channel of whole numbers.
 pub fn read_labels(path: &Path) -> Result<LabelMap> {
-    let Image { data, geometry } = read_image(path)?;
+    let Image { data, geometry } = (format_of(path)?.read_labels)(path)?;
     let channels = data.shape()[0];
     if channels != 1 {
         return Err(DataError::LabelInColour {
@@ -139,8 +174,8 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
     Ok(LabelMap { data, geometry })
 }
 
-/// Writes a label map on the grid of its geometry, whole or not at all (see [`atomically`]), in any format but JPEG and BMP. The source may
-/// be of another format than the file.
+/// Writes a label map on the grid of its geometry, whole or not at all (see [`atomically`]), in any format that can hold one. The source
+/// may be of another format than the file.
 pub fn write_labels(path: &Path, labels: &LabelMap) -> Result<()> {
     if let Some(&value) = labels.data.iter().find(|&&v| v < 0) {
         return Err(DataError::LabelNotInteger {
