@@ -203,7 +203,10 @@ fn write(path: &Path, case: &PreparedCase, origin: &Origin) -> Result<()> {
         ("origin".to_owned(), json(origin)),
         ("location_counts".to_owned(), json(&counts)),
         ("spacing".to_owned(), json(&case.source.spacing.to_vec())),
-        ("size_before_cropping".to_owned(), json(&case.source.size.to_vec())),
+        (
+            "size_before_cropping".to_owned(),
+            json(&case.source.size.to_vec()),
+        ),
         ("bounds".to_owned(), json(&case.source.bounds.concat())),
     ]);
     let all = safetensors::serialize(tensors, Some(metadata)).map_err(|e| bytes(e.to_string()))?;
@@ -256,7 +259,9 @@ fn open(path: &Path, id: &str) -> Result<TrainingCase> {
         .try_into()
         .map_err(|s: Vec<usize>| damaged(format!("`data` is of shape {s:?}")))?;
     if seg_shape != shape[1..] {
-        return Err(damaged(format!("`seg` is of shape {seg_shape:?}, `data` of {shape:?}")));
+        return Err(damaged(format!(
+            "`seg` is of shape {seg_shape:?}, `data` of {shape:?}"
+        )));
     }
     let located = tensors
         .tensor("locations")
@@ -279,6 +284,5 @@ fn open(path: &Path, id: &str) -> Result<TrainingCase> {
         true => locations.pop().unwrap_or_default(),
         false => Vec::new(),
     };
-    TrainingCase::mapped(id, shape, mapped, data, seg, locations, annotated)
-        .map_err(damaged)
+    TrainingCase::mapped(id, shape, mapped, data, seg, locations, annotated).map_err(damaged)
 }

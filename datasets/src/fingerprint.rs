@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::io::atomically;
 use crate::layout::nnunet::Split;
 use crate::parallel::for_each_in_order;
-use crate::preprocess::{as_volume, crop_to_body, labels_as_volume, Intensity};
+use crate::preprocess::{as_volume, crop_to_body, labels_as_volume, Intensity, Normalisation};
 use crate::{DataError, Dataset, Result};
 
 /// Sizes, spacings and intensities of the training cases, in the axes of the files.
@@ -24,6 +24,9 @@ pub struct Fingerprint {
     pub shapes_after_crop: Vec<[usize; 3]>,
     /// Spacing of each case.
     pub spacings: Vec<[f64; 3]>,
+    /// What a person should know about the data set; not part of the file.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 /// Order statistics remembered of all cases together.
@@ -33,25 +36,70 @@ const LEAST_VALUES: usize = 1 << 14;
 
 impl Fingerprint {
     /// Reads every training case on `threads` threads. `progress` hears of each case done. All broken cases are reported, not the first alone.
-    pub fn take(dataset: &Dataset, threads: usize, progress: &(dyn Fn(&str) + Sync)) -> Result<Self> {
+    pub fn take(
+        dataset: &Dataset,
+        threads: usize,
+        progress: &(dyn Fn(&str) + Sync),
+    ) -> Result<Self> {
         let ids = dataset.training_ids();
         let kept = (MOST_VALUES / ids.len().max(1)).max(LEAST_VALUES);
         let mut survey = Survey::default();
         let mut failures = Vec::new();
+        let mut first: Option<(String, usize)> = None;
         for_each_in_order(
             &ids,
             threads,
             |id| look_at(dataset, id, kept),
             |id, seen| {
                 progress(id);
+                let seen = seen.and_then(|seen| {
+                    let (other, dims) = first.get_or_insert_with(|| (id.clone(), seen.dims));
+                    match *dims == seen.dims {
+                        true => Ok(seen),
+                        false => Err(DataError::Case {
+                            case: id.clone(),
+                            problem: format!(
+                                "it has {} axes, but case `{other}` has {dims}; a data set is 2-D or 3-D throughout",
+                                seen.dims
+                            ),
+                        }),
+                    }
+                });
                 match seen {
-                    Ok(seen) => survey.add(seen),
+                    Ok(seen) => survey.add(id, seen),
                     Err(error) => failures.push(error),
                 }
             },
         );
         DataError::all(failures)?;
-        survey.finish()
+        let without = std::mem::take(&mut survey.without_foreground);
+        let mut print = survey.finish();
+        let info = &dataset.info;
+        for (number, name) in info.channel_names.iter().enumerate() {
+            let absolute = Normalisation::for_channel(name, true) == Normalisation::Ct;
+            let known = &print.foreground_intensity_properties_per_channel;
+            if absolute && !known.contains_key(&number.to_string()) {
+                return Err(DataError::Case {
+                    case: "(all)".into(),
+                    problem: format!("channel {number} is a CT, which is normalised by its foreground, but no label map has foreground"),
+                });
+            }
+        }
+        if info.num_training != ids.len() {
+            print.notes.push(format!(
+                "dataset.json says numTraining {}, but imagesTr holds {} cases; all of them are used",
+                info.num_training,
+                ids.len()
+            ));
+        }
+        if !without.is_empty() {
+            print.notes.push(format!(
+                "{} training cases have no foreground: {}",
+                without.len(),
+                without.join(", ")
+            ));
+        }
+        Ok(print)
     }
 
     /// Reads a `dataset_fingerprint.json`.
@@ -69,6 +117,8 @@ impl Fingerprint {
 
 /// What is remembered of a case.
 struct Seen {
+    /// Axes of the file: 2 or 3.
+    dims: usize,
     size: [usize; 3],
     spacing: [f64; 3],
     relative_size: f64,
@@ -83,6 +133,7 @@ struct Values {
 
 fn look_at(dataset: &Dataset, id: &str, kept: usize) -> Result<Seen> {
     let (image, label) = dataset.load_case(id, Split::Training)?;
+    let dims = image.spatial_size().len();
     let (data, spacing) = as_volume(&image)?;
     drop(image);
     let before: usize = data.shape()[1..].iter().product();
@@ -90,6 +141,7 @@ fn look_at(dataset: &Dataset, id: &str, kept: usize) -> Result<Seen> {
     let cropped = crop_to_body(data.view(), Some(&label));
     let size = cropped.bounds.map(|[from, to]| to - from);
     Ok(Seen {
+        dims,
         size,
         spacing,
         relative_size: size.iter().product::<usize>() as f64 / before as f64,
@@ -117,7 +169,9 @@ fn values_of(channel: ndarray::ArrayView3<f32>, seg: &Array3<i16>, kept: usize) 
     values.sort_unstable_by(f32::total_cmp);
     if n > kept {
         // Both ends are kept, so that minimum and maximum are exact.
-        values = (0..kept).map(|i| values[i * (n - 1) / (kept - 1)]).collect();
+        values = (0..kept)
+            .map(|i| values[i * (n - 1) / (kept - 1)])
+            .collect();
     }
     Some(Values {
         moments,
@@ -131,6 +185,7 @@ struct Survey {
     spacings: Vec<[f64; 3]>,
     relative_sizes: Vec<f64>,
     channels: Vec<Channel>,
+    without_foreground: Vec<String>,
 }
 
 /// Of all cases: moments, and values with weights that sum to 1 for each case.
@@ -141,12 +196,17 @@ struct Channel {
 }
 
 impl Survey {
-    fn add(&mut self, seen: Seen) {
+    fn add(&mut self, id: &str, seen: Seen) {
+        if seen.channels.iter().all(Option::is_none) {
+            self.without_foreground.push(id.to_owned());
+        }
         self.sizes.push(seen.size);
         self.spacings.push(seen.spacing);
         self.relative_sizes.push(seen.relative_size);
-        self.channels
-            .resize_with(seen.channels.len().max(self.channels.len()), Channel::default);
+        self.channels.resize_with(
+            seen.channels.len().max(self.channels.len()),
+            Channel::default,
+        );
         for (channel, values) in self.channels.iter_mut().zip(seen.channels) {
             if let Some(Values { moments, sorted }) = values {
                 let weight = 1.0 / sorted.len() as f64;
@@ -156,16 +216,17 @@ impl Survey {
         }
     }
 
-    fn finish(self) -> Result<Fingerprint> {
+    fn finish(self) -> Fingerprint {
         let intensities = self.channels.into_iter().enumerate();
-        Ok(Fingerprint {
+        Fingerprint {
+            notes: Vec::new(),
             foreground_intensity_properties_per_channel: intensities
                 .filter_map(|(number, channel)| Some((number.to_string(), channel.intensity()?)))
                 .collect(),
             median_relative_size_after_cropping: median(self.relative_sizes),
             shapes_after_crop: self.sizes,
             spacings: self.spacings,
-        })
+        }
     }
 }
 

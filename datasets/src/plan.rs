@@ -215,7 +215,12 @@ impl Plan {
         let configurations = json
             .get_mut("configurations")
             .and_then(Value::as_object_mut)
-            .ok_or_else(|| ("configurations".to_owned(), "it is missing; is this a plans file of nnU-Net v2?".to_owned()))?;
+            .ok_or_else(|| {
+                (
+                    "configurations".to_owned(),
+                    "it is missing; is this a plans file of nnU-Net v2?".to_owned(),
+                )
+            })?;
         let raw = std::mem::take(configurations);
         for name in raw.keys() {
             let field = format!("configurations.{name}");
@@ -267,10 +272,12 @@ impl Plan {
             let Some(previous) = &configuration.previous_stage else {
                 continue;
             };
-            let same = |full: &Configuration| Configuration {
-                previous_stage: None,
-                ..configuration.clone()
-            } == *full;
+            let same = |full: &Configuration| {
+                Configuration {
+                    previous_stage: None,
+                    ..configuration.clone()
+                } == *full
+            };
             if self.configurations.get(FULL).is_some_and(same) {
                 json["configurations"][name] =
                     json!({"inherits_from": FULL, "previous_stage": previous});
@@ -306,7 +313,10 @@ impl Configuration {
         want(
             (2..=3).contains(&dims) && self.patch_size.iter().all(|&s| s > 0),
             "patch_size",
-            format!("{:?} does not have two or three sizes above 0", self.patch_size),
+            format!(
+                "{:?} does not have two or three sizes above 0",
+                self.patch_size
+            ),
         )?;
         want(
             self.batch_size > 0,
@@ -330,7 +340,10 @@ impl Configuration {
         for (field, name) in [
             ("resampling_fn_data", &self.resampling_fn_data),
             ("resampling_fn_seg", &self.resampling_fn_seg),
-            ("resampling_fn_probabilities", &self.resampling_fn_probabilities),
+            (
+                "resampling_fn_probabilities",
+                &self.resampling_fn_probabilities,
+            ),
         ] {
             want(
                 name == RESAMPLING,
@@ -417,10 +430,7 @@ fn modern(configuration: &mut Map<String, Value>) -> std::result::Result<(), Str
     configuration.remove("UNet_class_name");
     configuration.remove("num_pool_per_axis");
     let stages = strides.as_array().map_or(0, Vec::len);
-    let dims = strides
-        .get(0)
-        .and_then(Value::as_array)
-        .map_or(3, Vec::len);
+    let dims = strides.get(0).and_then(Value::as_array).map_or(3, Vec::len);
     let features: Vec<u64> = (0..stages as u32)
         .map(|i| base.saturating_mul(2u64.saturating_pow(i)).min(most))
         .collect();

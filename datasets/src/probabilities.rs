@@ -34,7 +34,8 @@ pub fn write(path: &Path, values: &Array4<f32>) -> Result<()> {
 /// Reads what [`write`] or nnU-Net wrote.
 pub fn read(path: &Path) -> Result<Array4<f32>> {
     let file = std::fs::File::open(path).map_err(|e| DataError::reading(path, e))?;
-    let damaged = |e: &dyn std::fmt::Display| DataError::damaged(path, "probabilities (.npz)", e.to_string());
+    let damaged =
+        |e: &dyn std::fmt::Display| DataError::damaged(path, "probabilities (.npz)", e.to_string());
     let mut archive = NpzReader::new(std::io::BufReader::new(file)).map_err(|e| damaged(&e))?;
     archive
         .by_name::<OwnedRepr<f32>, Ix4>(KEY)

@@ -9,7 +9,6 @@ use crate::augment::{intensity, Augmentation};
 use crate::random::Random;
 use crate::{DataError, PreparedCase, Result};
 
-
 /// How patches are drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,8 +86,9 @@ impl TrainingCase {
         annotated: Vec<u64>,
     ) -> std::result::Result<Self, String> {
         let fits = |range: &Range<usize>, size: usize, count: usize| {
-            file.get(range.clone())
-                .is_some_and(|bytes| bytes.len() == size * count && bytes.as_ptr() as usize % size == 0)
+            file.get(range.clone()).is_some_and(|bytes| {
+                bytes.len() == size * count && bytes.as_ptr() as usize % size == 0
+            })
         };
         let voxels = shape[1..].iter().product::<usize>();
         if !fits(&image, 4, voxels * shape[0]) || !fits(&seg, 2, voxels) {

@@ -68,7 +68,15 @@ pub fn run(args: &PlanArgs, global: &Global, printer: &Printer) -> Result<()> {
         plan.configuration(unknown)?;
     }
     for (name, configuration) in plan.configurations.iter().filter(|(n, _)| wanted(n)) {
-        fill(&folder, &dataset, &ids, &plan, (name, configuration), threads(global), printer)?;
+        fill(
+            &folder,
+            &dataset,
+            &ids,
+            &plan,
+            (name, configuration),
+            threads(global),
+            printer,
+        )?;
     }
     printer.message(&format!(
         "{} (train with --preprocessed {0} if it is not the data set's own)",
@@ -127,7 +135,11 @@ pub fn fingerprint(dataset: &Dataset, threads: usize, printer: &Printer) -> Resu
     if let Ok(bar) = bar.lock() {
         bar.finish();
     }
-    Ok(found?)
+    let found = found?;
+    for note in &found.notes {
+        printer.warning(note);
+    }
+    Ok(found)
 }
 
 /// The plan that follows from a fingerprint.
@@ -186,7 +198,11 @@ pub fn fill(
 /// Threads for reading and preprocessing: one case in memory each.
 pub fn threads(global: &Global) -> usize {
     global.threads.map_or_else(
-        || std::thread::available_parallelism().map_or(1, usize::from).min(8),
+        || {
+            std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(8)
+        },
         |n| n as usize,
     )
 }
@@ -216,7 +232,9 @@ fn table(plan: &Plan) -> String {
         "stages"
     );
     let list = |values: &[f64]| {
-        let short = values.iter().map(|v| format!("{}", (v * 1e4).round() / 1e4));
+        let short = values
+            .iter()
+            .map(|v| format!("{}", (v * 1e4).round() / 1e4));
         short.collect::<Vec<_>>().join(" x ")
     };
     for (name, c) in &plan.configurations {

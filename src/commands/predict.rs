@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Context, Result};
 use vision_mamba_datasets::{images_in, load_channels, probabilities, write_labels, InputCase};
 
+use super::train::label_ending;
 use crate::cli::args::{Global, PredictArgs};
 use crate::cli::exit::{Interrupted, Misuse};
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
-use super::train::label_ending;
 use crate::engine::run_folder::{write_json, RunFolder};
 use crate::inference::volume::{segment, Member, PredictOptions};
 use crate::runtime::{self, StopFlag};

@@ -483,7 +483,9 @@ fn validate(
         }
         let (image, mut reference) = dataset.load_case(id, Split::Training)?;
         if let Some(ignore) = dataset.info.ignore_label {
-            reference.data.mapv_inplace(|v| if v == ignore { -1 } else { v });
+            reference
+                .data
+                .mapv_inplace(|v| if v == ignore { -1 } else { v });
         }
         let prediction = segment(&members, &image, &options, &mut || Ok(()))?.labels;
         let target = out.join(format!("{id}{ending}"));

@@ -77,8 +77,8 @@ mod tests {
         let s = schedule(ScheduleChoice::Poly, 0.0);
         assert_eq!(s.lr(0), 0.01);
         assert_eq!(s.lr(4), 0.01);
-        assert!((s.lr(5) - 0.01 * 0.9f64.powf(self.power)).abs() < 1e-15);
-        assert!((s.lr(49) - 0.01 * 0.1f64.powf(self.power)).abs() < 1e-15);
+        assert!((s.lr(5) - 0.01 * 0.9f64.powf(poly_power())).abs() < 1e-15);
+        assert!((s.lr(49) - 0.01 * 0.1f64.powf(poly_power())).abs() < 1e-15);
     }
 
     #[test]

@@ -206,7 +206,13 @@ pub fn segment(
         let restored = with_array(&logits, |scores| {
             let decision = first.info.decision();
             let probabilities = options.probabilities || !single;
-            restore(scores, &case.source, configuration, &decision, probabilities)
+            restore(
+                scores,
+                &case.source,
+                configuration,
+                &decision,
+                probabilities,
+            )
         })?;
         if single {
             return Ok(restored);
@@ -249,8 +255,7 @@ fn with_array<R>(tensor: &Tensor, f: impl FnOnce(ArrayView4<f32>) -> R) -> Resul
         bail!("the scores are of shape {size:?}, expected four axes");
     };
     // SAFETY: the tensor is contiguous, of float32, on the CPU, of just so many values, and outlives the slice.
-    let values = unsafe {
-        std::slice::from_raw_parts(tensor.data_ptr() as *const f32, k * z * y * x)
-    };
+    let values =
+        unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const f32, k * z * y * x) };
     Ok(f(ArrayView4::from_shape((k, z, y, x), values)?))
 }

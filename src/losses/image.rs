@@ -17,10 +17,20 @@ pub fn ssim(image: &Tensor, target: &Tensor) -> Tensor {
     let offset = Tensor::arange(WINDOW, (Kind::Double, Device::Cpu)) - WINDOW / 2;
     let line = (offset.square() * (-0.5 / (SIGMA * SIGMA))).exp();
     let line = &line / line.sum(Kind::Double);
-    let window = line.outer(&line).to_kind(Kind::Float).to_device(image.device());
+    let window = line
+        .outer(&line)
+        .to_kind(Kind::Float)
+        .to_device(image.device());
     let window = window.expand([channels, 1, WINDOW, WINDOW], false);
     let local = |t: &Tensor| {
-        t.conv2d::<Tensor>(&window, None, [1i64, 1], [WINDOW / 2; 2], [1i64, 1], channels)
+        t.conv2d::<Tensor>(
+            &window,
+            None,
+            [1i64, 1],
+            [WINDOW / 2; 2],
+            [1i64, 1],
+            channels,
+        )
     };
     let (c1, c2) = (0.01f64.powi(2), 0.03f64.powi(2));
     let (a, b) = (local(image), local(target));

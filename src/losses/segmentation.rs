@@ -86,13 +86,14 @@ impl SegmentationLoss {
             let target = region_target(target, &self.regions);
             return self.regions(&logits, &target, valid.as_ref());
         }
-        let ce = |reduction| {
-            logits.cross_entropy_loss::<Tensor>(target, None, reduction, IGNORED, 0.0)
-        };
+        let ce =
+            |reduction| logits.cross_entropy_loss::<Tensor>(target, None, reduction, IGNORED, 0.0);
         let one_hot = || one_hot(target, logits.size()[1]);
         match self.kind {
             LossKind::Ce => ce(Reduction::Mean),
-            LossKind::DiceCe => ce(Reduction::Mean) + self.dice(&logits, &one_hot(), valid.as_ref()),
+            LossKind::DiceCe => {
+                ce(Reduction::Mean) + self.dice(&logits, &one_hot(), valid.as_ref())
+            }
             LossKind::DiceTopk => {
                 let each = ce(Reduction::None).flatten(0, -1);
                 let most = ((each.numel() as f64 * HARD) as i64).max(1);
@@ -100,7 +101,11 @@ impl SegmentationLoss {
                 hardest.mean(Kind::Float) + self.dice(&logits, &one_hot(), valid.as_ref())
             }
             LossKind::MambaUnet | LossKind::Transunet => {
-                let share = if self.kind == LossKind::MambaUnet { 0.5 } else { 0.6 };
+                let share = if self.kind == LossKind::MambaUnet {
+                    0.5
+                } else {
+                    0.6
+                };
                 let mask = |t: Tensor| match &valid {
                     Some(valid) => t * valid,
                     None => t,

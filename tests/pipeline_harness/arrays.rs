@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::checks::{Fallible, Worst};
 
 /// All arrays of a file, as float64, by name.
-pub struct Arrays(BTreeMap<String, ArrayD<f64>>);
+pub struct Arrays(BTreeMap<String, ArrayD<f64>>, BTreeMap<String, String>);
 
 impl Arrays {
     pub fn read(path: &Path) -> Fallible<Self> {
@@ -32,7 +32,15 @@ impl Arrays {
             };
             arrays.insert(name, ArrayD::from_shape_vec(tensor.shape(), values)?);
         }
-        Ok(Self(arrays))
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self(arrays, metadata.into_iter().collect()))
+    }
+
+    /// A text stored with the arrays.
+    pub fn metadata(&self, key: &str) -> Fallible<&str> {
+        let text = self.1.get(key).map(String::as_str);
+        text.ok_or_else(|| format!("there is no metadata {key}").into())
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -53,7 +61,10 @@ impl Arrays {
     where
         T: FromF64,
     {
-        Ok(self.get(name)?.mapv(T::from_f64).into_dimensionality::<D>()?)
+        Ok(self
+            .get(name)?
+            .mapv(T::from_f64)
+            .into_dimensionality::<D>()?)
     }
 }
 

@@ -27,7 +27,10 @@ pub fn check(folder: &Path, checks: &mut Checks) -> Fallible<()> {
             let expected = expected.as_f64().ok_or("no number")?;
             let mut worst = Worst::default();
             let (set, rule) = name.split_once('.').ok_or("no set in the name")?;
-            let case = Case { arrays: &arrays, set };
+            let case = Case {
+                arrays: &arrays,
+                set,
+            };
             let (inputs, value) = match set {
                 "img" => case.image(rule)?,
                 "ds" => case.deep()?,
@@ -43,7 +46,13 @@ pub fn check(folder: &Path, checks: &mut Checks) -> Fallible<()> {
                 let grad = input.grad();
                 let ours: Vec<f32> = Vec::try_from(grad.flatten(0, -1))?;
                 let ours = ArrayD::from_shape_vec(theirs.shape(), ours)?;
-                compare(&mut worst, &format!("grad{suffix}"), &ours, theirs, GRADIENT);
+                compare(
+                    &mut worst,
+                    &format!("grad{suffix}"),
+                    &ours,
+                    theirs,
+                    GRADIENT,
+                );
             }
             worst.verdict()
         });
@@ -68,7 +77,10 @@ impl Case<'_> {
     }
 
     fn input(&self, name: &str) -> Fallible<Tensor> {
-        Ok(self.tensor(name)?.to_kind(Kind::Float).set_requires_grad(true))
+        Ok(self
+            .tensor(name)?
+            .to_kind(Kind::Float)
+            .set_requires_grad(true))
     }
 
     /// Labels without their channel axis.
@@ -94,7 +106,10 @@ impl Case<'_> {
         };
         let probabilities = || logits.softmax(1, Kind::Float);
         let one_hot = || {
-            target.one_hot(classes).movedim_int(-1, 1).to_kind(Kind::Float)
+            target
+                .one_hot(classes)
+                .movedim_int(-1, 1)
+                .to_kind(Kind::Float)
         };
         let plain_dice = |smooth: f64, background: bool| {
             let from = i64::from(!background);
@@ -131,7 +146,11 @@ impl Case<'_> {
             "mamba_unet_dice" => squared_dice(&probabilities(), &one_hot(), None),
             "mamba_unet_dice_weighted" => {
                 let weights = WEIGHTS.get(..classes as usize);
-                squared_dice(&probabilities(), &one_hot(), Some(weights.ok_or("more classes than weights")?))
+                squared_dice(
+                    &probabilities(),
+                    &one_hot(),
+                    Some(weights.ok_or("more classes than weights")?),
+                )
             }
             "mamba_unet_train_loss" => named(LossKind::MambaUnet, over),
             "transunet_style_0p4ce_0p6dice" => named(LossKind::Transunet, over),
@@ -142,7 +161,11 @@ impl Case<'_> {
 
     fn deep(&self) -> Fallible<Outcome> {
         let mut inputs = Vec::new();
-        while self.arrays.find(&format!("{}.logits.{}", self.set, inputs.len())).is_some() {
+        while self
+            .arrays
+            .find(&format!("{}.logits.{}", self.set, inputs.len()))
+            .is_some()
+        {
             let n = inputs.len();
             inputs.push((format!(".{n}"), self.input(&format!("logits.{n}"))?));
         }

@@ -28,7 +28,9 @@ pub fn check(folder: &Path, checks: &mut Checks) -> Fallible<()> {
             here: folder.join(&dataset),
             data: Dataset::open(&root)?,
         };
-        checks.run(&format!("{}/fingerprint", dataset.name), || dataset.fingerprint());
+        checks.run(&format!("{}/fingerprint", dataset.name), || {
+            dataset.fingerprint()
+        });
         checks.run(&format!("{}/plans", dataset.name), || dataset.plans());
         let plan = Plan::read(&dataset.here.join("nnUNetPlans.json"))?;
         for (name, configuration) in &plan.configurations {
@@ -78,7 +80,9 @@ struct Checked {
 
 impl Checked {
     fn json(&self, name: &str) -> Fallible<Value> {
-        Ok(serde_json::from_str(&std::fs::read_to_string(self.here.join(name))?)?)
+        Ok(serde_json::from_str(&std::fs::read_to_string(
+            self.here.join(name),
+        )?)?)
     }
 
     fn take(&self) -> Fallible<Fingerprint> {
@@ -89,7 +93,11 @@ impl Checked {
         let ours = serde_json::to_value(self.take()?)?;
         let theirs = self.json("dataset_fingerprint.json")?;
         let mut worst = Worst::default();
-        for key in ["shapes_after_crop", "spacings", "median_relative_size_after_cropping"] {
+        for key in [
+            "shapes_after_crop",
+            "spacings",
+            "median_relative_size_after_cropping",
+        ] {
             planning::compare(&mut worst, key, &ours[key], &theirs[key], 1e-12);
         }
         let key = "foreground_intensity_properties_per_channel";
@@ -150,7 +158,9 @@ impl Checked {
             ("seg", LabelRule::LargestShare),
             ("seg_legacy", LabelRule::LastHalf),
         ] {
-            let Some(seg) = theirs.find(key) else { continue };
+            let Some(seg) = theirs.find(key) else {
+                continue;
+            };
             let ours = prepare_with(case, &image, label.as_ref(), plan, configuration, rule)?;
             let labels = ours.seg.clone().insert_axis(Axis(0));
             compare(&mut worst, key, &labels, seg, 0.0);
@@ -159,12 +169,20 @@ impl Checked {
                 folder.join(format!("{case}.properties.json")),
             )?)?;
             let source = &ours.source;
-            let classes: Vec<Vec<i16>> =
-                self.data.info.foreground().into_iter().map(|f| f.1).collect();
+            let classes: Vec<Vec<i16>> = self
+                .data
+                .info
+                .foreground()
+                .into_iter()
+                .map(|f| f.1)
+                .collect();
             let counts: Vec<usize> = ours.locations(&classes).iter().map(Vec::len).collect();
             for (key, ours) in [
                 ("shape_before_cropping", serde_json::to_value(source.size)?),
-                ("bbox_used_for_cropping", serde_json::to_value(source.bounds)?),
+                (
+                    "bbox_used_for_cropping",
+                    serde_json::to_value(source.bounds)?,
+                ),
                 (
                     "shape_after_cropping_and_before_resampling",
                     serde_json::to_value(source.cropped_size())?,
@@ -191,7 +209,13 @@ impl Checked {
                     ("origin", &image.geometry.origin),
                     ("direction", &image.geometry.direction),
                 ] {
-                    planning::compare(&mut worst, key, &serde_json::to_value(ours)?, &sitk[key], 1e-6);
+                    planning::compare(
+                        &mut worst,
+                        key,
+                        &serde_json::to_value(ours)?,
+                        &sitk[key],
+                        1e-6,
+                    );
                 }
             }
         }
@@ -209,7 +233,13 @@ impl Checked {
         let (image, label) = self.load(case)?;
         let (data, _) = as_volume(&image)?;
         let label = label.as_ref().map(labels_as_volume).transpose()?;
-        compare(&mut worst, "read_data", &data, theirs.get("read_data")?, 0.0);
+        compare(
+            &mut worst,
+            "read_data",
+            &data,
+            theirs.get("read_data")?,
+            0.0,
+        );
         if let Some(label) = &label {
             let label = label.clone().insert_axis(Axis(0));
             compare(&mut worst, "read_seg", &label, theirs.get("read_seg")?, 0.0);
@@ -218,10 +248,27 @@ impl Checked {
         let data = data.permuted_axes([0, a + 1, b + 1, c + 1]);
         let label = label.map(|l| l.permuted_axes([a, b, c]));
         let mut cropped = crop_to_body(data.view(), label.as_ref());
-        compare(&mut worst, "cropped_data", &cropped.data, theirs.get("cropped_data")?, 0.0);
+        compare(
+            &mut worst,
+            "cropped_data",
+            &cropped.data,
+            theirs.get("cropped_data")?,
+            0.0,
+        );
         let seg = cropped.seg.clone().insert_axis(Axis(0));
-        compare(&mut worst, "cropped_seg", &seg, theirs.get("cropped_seg")?, 0.0);
-        normalise(&mut cropped.data, &cropped.seg, plan, plan.configuration(name)?)?;
+        compare(
+            &mut worst,
+            "cropped_seg",
+            &seg,
+            theirs.get("cropped_seg")?,
+            0.0,
+        );
+        normalise(
+            &mut cropped.data,
+            &cropped.seg,
+            plan,
+            plan.configuration(name)?,
+        )?;
         let theirs = theirs.get("normalized_data")?;
         compare(&mut worst, "normalized_data", &cropped.data, theirs, VALUES);
         worst.verdict()

@@ -34,8 +34,9 @@ pub fn check(folder: &Path, checks: &mut Checks) -> Fallible<()> {
 }
 
 fn one(folder: &Path, name: &str) -> Fallible<String> {
-    let told: Value =
-        serde_json::from_str(&std::fs::read_to_string(folder.join(format!("{name}.json")))?)?;
+    let told: Value = serde_json::from_str(&std::fs::read_to_string(
+        folder.join(format!("{name}.json")),
+    )?)?;
     let arrays = Arrays::read(&folder.join(format!("{name}.safetensors")))?;
     let text = |key: &str| told[key].as_str().ok_or_else(|| format!("no {key}"));
     let root = folder.with_file_name("nnUNet_raw").join(text("dataset")?);
@@ -56,10 +57,10 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
     // the stored input, so that what follows is compared by itself
     let input = tensor_of(&arrays.of::<f32, Ix4>("input")?)?;
     let tile: Vec<i64> = serde_json::from_value(told["patch_size"].clone())?;
-    let mirror_axes: Vec<usize> = serde_json::from_value(told["mirror_axes"].clone())?;
+    let mirror_axes: Option<Vec<usize>> = serde_json::from_value(told["mirror_axes"].clone())?;
     let window = WindowOptions {
         step: told["tile_step_size"].as_f64().ok_or("no tile_step_size")?,
-        mirror_axes,
+        mirror_axes: mirror_axes.unwrap_or_default(),
         device: Device::Cpu,
         tile,
     };
@@ -94,25 +95,51 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
         let values: Vec<f32> = Vec::try_from(logits.contiguous().flatten(0, -1))?;
         ndarray::ArrayD::from_shape_vec(shape, values)?.into_dimensionality::<Ix4>()?
     };
-    compare(&mut worst, "logits_f32", &logits, arrays.get("logits_f32")?, LOGITS);
+    compare(
+        &mut worst,
+        "logits_f32",
+        &logits,
+        arrays.get("logits_f32")?,
+        LOGITS,
+    );
 
     // from the stored logits to the file
     let stored: Array4<f32> = arrays.of::<_, Ix4>("logits_f32")?;
-    let restored = restore(stored.view(), &case.source, configuration, &Decision::Classes, true);
+    let restored = restore(
+        stored.view(),
+        &case.source,
+        configuration,
+        &Decision::Classes,
+        true,
+    );
     let labels: Array3<i16> = labels_as_volume(&restored.labels)?;
     let theirs = arrays.get("segmentation_from_f32_logits")?;
-    compare(&mut worst, "segmentation_from_f32_logits", &labels, theirs, 0.0);
+    compare(
+        &mut worst,
+        "segmentation_from_f32_logits",
+        &labels,
+        theirs,
+        0.0,
+    );
     // the reference's probabilities are of its half-precision logits: where those say the same, so do the probabilities
     if let (Some(theirs), Some(ours)) = (arrays.find("probabilities"), &restored.probabilities) {
         worst.same("probabilities", &ours.shape(), &theirs.shape());
         let half: Array4<f32> = arrays.of::<_, Ix4>("logits_fp16_peer")?;
-        let from_half =
-            restore(half.view(), &case.source, configuration, &Decision::Classes, true);
+        let from_half = restore(
+            half.view(),
+            &case.source,
+            configuration,
+            &Decision::Classes,
+            true,
+        );
         let ours = from_half.probabilities.ok_or("no probabilities")?;
         compare(&mut worst, "probabilities", &ours, theirs, PROBABILITIES);
         let segmentation = labels_as_volume(&from_half.labels)?;
         let theirs = arrays.get("segmentation")?;
-        let differ = segmentation.iter().zip(theirs).filter(|(a, b)| f64::from(**a) != **b);
+        let differ = segmentation
+            .iter()
+            .zip(theirs)
+            .filter(|(a, b)| f64::from(**a) != **b);
         // resampled half-precision scores are rounded to half precision by the reference, which makes and breaks ties
         let allowed = theirs.len() / 1000;
         let differ = differ.count();
@@ -129,11 +156,19 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
         read_labels(&path)?,
         read_labels(&folder.join(format!("{name}{ending}")))?,
     );
-    worst.same("size of the written file", &ours.data.shape(), &theirs.data.shape());
+    worst.same(
+        "size of the written file",
+        &ours.data.shape(),
+        &theirs.data.shape(),
+    );
     for (key, a, b) in [
         ("spacing", &ours.geometry.spacing, &theirs.geometry.spacing),
         ("origin", &ours.geometry.origin, &theirs.geometry.origin),
-        ("direction", &ours.geometry.direction, &theirs.geometry.direction),
+        (
+            "direction",
+            &ours.geometry.direction,
+            &theirs.geometry.direction,
+        ),
     ] {
         worst.same(&format!("axes of {key}"), &a.len(), &b.len());
         for (a, b) in a.iter().zip(b) {

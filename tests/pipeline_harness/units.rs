@@ -71,14 +71,19 @@ fn rule(name: &str, rows: &Value) -> Fallible<String> {
         let at = |key: &str| format!("[{number}].{key}");
         match name {
             "separate_z" => {
-                let axis = separate_axis(three(&row["spacing"])?, three(&row["new_spacing"])?, None);
+                let axis =
+                    separate_axis(three(&row["spacing"])?, three(&row["new_spacing"])?, None);
                 worst.same(&at("do"), &Value::from(axis.is_some()), &row["do"]);
                 worst.same(&at("axis"), &serde_json::to_value(axis)?, &row["axis"]);
             }
             "compute_new_shape" => {
                 let shape: [usize; 3] = serde_json::from_value(row["shape"].clone())?;
                 let new = new_size(shape, three(&row["spacing"])?, three(&row["new_spacing"])?);
-                worst.same(&at("new_shape"), &serde_json::to_value(new)?, &row["new_shape"]);
+                worst.same(
+                    &at("new_shape"),
+                    &serde_json::to_value(new)?,
+                    &row["new_shape"],
+                );
             }
             "pool_and_conv_props" => {
                 let t = Topology::new(&numbers(&row["spacing"])?, &numbers(&row["patch_size_in"])?);
@@ -196,7 +201,8 @@ fn one_plan(case: &Value, planner: Planner, theirs: &Value) -> Fallible<String> 
                     c["data_identifier"] = format!("nnUNetPlans_{name}").into();
                 }
             }
-            let read = Plan::from_json(complete).map_err(|(field, problem)| field + ": " + &problem)?;
+            let read =
+                Plan::from_json(complete).map_err(|(field, problem)| field + ": " + &problem)?;
             let read = read.to_json();
             serde_json::json!({
                 "transpose_forward": read["transpose_forward"],
@@ -259,53 +265,43 @@ fn cropping(folder: &Path) -> Fallible<String> {
 fn normalisation(folder: &Path) -> Fallible<String> {
     let arrays = Arrays::read(&folder.join("normalization.safetensors"))?;
     let seg: Array3<i16> = arrays.of::<_, Ix3>("seg")?;
-    // what the reference was given for its CT case
-    let intensity: Intensity = match json(&folder.join("normalization.json")) {
-        Ok(json) => serde_json::from_value(json)?,
-        Err(_) => fitted_intensity(&arrays)?,
+    let told: Value = serde_json::from_str(arrays.metadata("ct_properties")?)?;
+    let given = |key: &str| told[key].as_f64().ok_or_else(|| format!("no {key}"));
+    let intensity = Intensity {
+        max: 0.0,
+        mean: given("mean")?,
+        median: 0.0,
+        min: 0.0,
+        percentile_00_5: given("percentile_00_5")?,
+        percentile_99_5: given("percentile_99_5")?,
+        std: given("std")?,
     };
     let mut worst = Worst::default();
     for (source, result, how, masked) in [
         ("image", "ct", Normalisation::Ct, false),
         ("image", "nonorm", Normalisation::None, false),
         ("image", "rescale01", Normalisation::RescaleTo01, false),
-        ("constant", "rescale01_constant", Normalisation::RescaleTo01, false),
+        (
+            "constant",
+            "rescale01_constant",
+            Normalisation::RescaleTo01,
+            false,
+        ),
         ("rgb", "rgb01", Normalisation::RgbTo01, false),
         ("constant", "zscore_constant", Normalisation::ZScore, false),
         ("image", "zscore_mask", Normalisation::ZScore, true),
         ("image", "zscore_nomask", Normalisation::ZScore, false),
     ] {
         let mut image: Array3<f32> = arrays.of::<_, Ix3>(source)?;
-        normalise_channel(image.view_mut(), how, Some(&intensity), masked.then(|| seg.view()))?;
+        normalise_channel(
+            image.view_mut(),
+            how,
+            Some(&intensity),
+            masked.then(|| seg.view()),
+        )?;
         compare(&mut worst, result, &image, arrays.get(result)?, NORMALISED);
     }
     worst.verdict()
-}
-
-/// The reference's percentiles, mean and deviation are not stored beside its CT case. They show in it: a clipped line through the image's
-/// values.
-fn fitted_intensity(arrays: &Arrays) -> Fallible<Intensity> {
-    let mut pairs: Vec<(f64, f64)> = arrays
-        .get("image")?
-        .iter()
-        .copied()
-        .zip(arrays.get("ct")?.iter().copied())
-        .collect();
-    pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (low, high) = (pairs[0].1, pairs[pairs.len() - 1].1);
-    let inner: Vec<_> = pairs.iter().filter(|p| p.1 > low && p.1 < high).collect();
-    let (first, last) = (inner.first().ok_or("all clipped")?, inner[inner.len() - 1]);
-    let std = (last.0 - first.0) / (last.1 - first.1);
-    let mean = first.0 - first.1 * std;
-    Ok(Intensity {
-        max: 0.0,
-        mean,
-        median: 0.0,
-        min: 0.0,
-        percentile_00_5: low * std + mean,
-        percentile_99_5: high * std + mean,
-        std,
-    })
 }
 
 fn gaussian(folder: &Path) -> Fallible<String> {
@@ -380,8 +376,15 @@ fn one_resampling(arrays: &Arrays, name: &str, case: &Value) -> Fallible<String>
             continue;
         }
         worst.same(key, &ours.shape(), &theirs.shape());
-        let differing = ours.iter().zip(theirs).filter(|(a, b)| f64::from(**a) != **b);
-        worst.same(&format!("{key}: voxels that differ"), &differing.count(), &0);
+        let differing = ours
+            .iter()
+            .zip(theirs)
+            .filter(|(a, b)| f64::from(**a) != **b);
+        worst.same(
+            &format!("{key}: voxels that differ"),
+            &differing.count(),
+            &0,
+        );
     }
     worst.verdict()
 }

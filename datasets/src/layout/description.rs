@@ -290,7 +290,11 @@ impl Entries {
             return Err(DataError::json(path, LABELS, format!("the values are {values:?}, expected 0 (background), 1, 2, ... without gaps, at least two")));
         }
         if self.ignore.is_some_and(|v| v as usize != values.len()) {
-            let problem = format!("`ignore` is {:?}, expected the number after the last class, {}", self.ignore, values.len());
+            let problem = format!(
+                "`ignore` is {}, expected the number after the last class, {}",
+                self.ignore.unwrap_or_default(),
+                values.len()
+            );
             return Err(DataError::json(path, LABELS, problem));
         }
         Ok(labels)
@@ -298,7 +302,11 @@ impl Entries {
 
     /// The regions and their labels; none if every entry is one class.
     #[allow(clippy::type_complexity)]
-    fn regions(&self, path: &Path, order: Option<&[i16]>) -> Result<(Vec<(String, Vec<i16>)>, Vec<i16>)> {
+    fn regions(
+        &self,
+        path: &Path,
+        order: Option<&[i16]>,
+    ) -> Result<(Vec<(String, Vec<i16>)>, Vec<i16>)> {
         if !self.has_regions() {
             return Ok((Vec::new(), Vec::new()));
         }

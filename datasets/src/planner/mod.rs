@@ -108,15 +108,14 @@ impl Planner {
                 any_case: false,
                 ..plain
             },
-            Self::ResEncM => {
-                residual("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans", 8.0, 1.0)
-            }
-            Self::ResEncL => {
-                residual("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans", 24.0, 0.05)
-            }
-            Self::ResEncXl => {
-                residual("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans", 40.0, 0.05)
-            }
+            Self::ResEncM => residual("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans", 8.0, 1.0),
+            Self::ResEncL => residual("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans", 24.0, 0.05),
+            Self::ResEncXl => residual(
+                "nnUNetPlannerResEncXL",
+                "nnUNetResEncUNetXLPlans",
+                40.0,
+                0.05,
+            ),
         }
     }
 
@@ -189,8 +188,12 @@ impl<'a> Work<'a> {
         two_d.batch_dice = true;
         configurations.insert("2d".to_owned(), two_d);
         if median_size[0] != 1.0 {
-            let mut full =
-                self.configuration(&spacing, &median_size, "3d_fullres", voxels * training_cases);
+            let mut full = self.configuration(
+                &spacing,
+                &median_size,
+                "3d_fullres",
+                voxels * training_cases,
+            );
             let low = self.lowres(&full, median_size, training_cases);
             full.batch_dice = low.is_some();
             if let Some(mut low) = low {
@@ -324,11 +327,11 @@ impl<'a> Work<'a> {
             false => estimate > reference,
         };
         while too_large(estimate) {
-            let ratio =
-                |axis: usize| topology.patch[axis] as f64 / median_size[axis];
+            let ratio = |axis: usize| topology.patch[axis] as f64 / median_size[axis];
             // the last of the largest, as a stable ascending sort has it
             let axis = (0..dims).fold(0, |best, a| if ratio(a) >= ratio(best) { a } else { best });
-            let as_f64 = |patch: &[usize]| -> Vec<f64> { patch.iter().map(|n| *n as f64).collect() };
+            let as_f64 =
+                |patch: &[usize]| -> Vec<f64> { patch.iter().map(|n| *n as f64).collect() };
             let mut tried = topology.patch.clone();
             tried[axis] = tried[axis].saturating_sub(topology.divisor()[axis]);
             let step = Topology::new(spacing, &as_f64(&tried)).divisor()[axis];
@@ -365,7 +368,10 @@ impl<'a> Work<'a> {
             patch_size: topology.patch.clone(),
             median_image_size_in_voxels: median_size.to_vec(),
             spacing: spacing.to_vec(),
-            use_mask_for_norm: schemes.iter().map(|s| cropped && s.may_use_mask()).collect(),
+            use_mask_for_norm: schemes
+                .iter()
+                .map(|s| cropped && s.may_use_mask())
+                .collect(),
             normalization_schemes: schemes,
             resampling_fn_data: RESAMPLING.into(),
             resampling_fn_seg: RESAMPLING.into(),
@@ -407,7 +413,10 @@ impl<'a> Work<'a> {
         let stages = topology.strides.len();
         let blocks = Some(self.blocks(stages));
         let rest: IndexMap<String, Value> = [
-            ("conv_op", json!(format!("torch.nn.modules.conv.Conv{dims}d"))),
+            (
+                "conv_op",
+                json!(format!("torch.nn.modules.conv.Conv{dims}d")),
+            ),
             ("conv_bias", json!(true)),
             (
                 "norm_op",
@@ -489,7 +498,11 @@ pub fn feature_values(
         sizes.push(voxels(&size));
     }
     // each decoder stage: its convolutions and the transposed one before them
-    for (&width, &voxels) in features.iter().zip(&sizes).take(sizes.len().saturating_sub(1)) {
+    for (&width, &voxels) in features
+        .iter()
+        .zip(&sizes)
+        .take(sizes.len().saturating_sub(1))
+    {
         sum += width as u64 * voxels * (decoder_convs as u64 + 1);
     }
     sum + classes as u64 * sizes.first().copied().unwrap_or(0)
@@ -497,7 +510,10 @@ pub fn feature_values(
 
 /// The axis of the largest spacing, the first of equals.
 fn coarsest(spacing: [f64; 3]) -> usize {
-    (1..3).fold(0, |best, a| if spacing[a] > spacing[best] { a } else { best })
+    (1..3).fold(
+        0,
+        |best, a| if spacing[a] > spacing[best] { a } else { best },
+    )
 }
 
 /// The coarsest axis first, the others in their order; and the way back.

@@ -106,11 +106,13 @@ pub fn crop_to_body(data: ArrayView4<f32>, seg: Option<&Array3<i16>>) -> Cropped
         Some(seg) => seg.slice(kept).to_owned(),
         None => Array3::zeros(mask.raw_dim()),
     };
-    Zip::from(&mut cropped).and(&mask).for_each(|label, inside| {
-        if *label == 0 && !inside {
-            *label = OUTSIDE;
-        }
-    });
+    Zip::from(&mut cropped)
+        .and(&mask)
+        .for_each(|label, inside| {
+            if *label == 0 && !inside {
+                *label = OUTSIDE;
+            }
+        });
     Cropped {
         data: data
             .slice(s![.., z[0]..z[1], y[0]..y[1], x[0]..x[1]])

@@ -67,10 +67,12 @@ pub fn as_volume(image: &Image) -> Result<(Array4<f32>, [f64; 3])> {
         _ => image.data.clone(),
     };
     let dims = data.ndim() - 1;
-    let data = data.into_dimensionality::<Ix4>().map_err(|_| DataError::Case {
-        case: "image".into(),
-        problem: format!("it has {dims} axes, but only 2-D and 3-D images are handled"),
-    })?;
+    let data = data
+        .into_dimensionality::<Ix4>()
+        .map_err(|_| DataError::Case {
+            case: "image".into(),
+            problem: format!("it has {dims} axes, but only 2-D and 3-D images are handled"),
+        })?;
     Ok((data, volume_spacing(&image.geometry)))
 }
 
@@ -93,10 +95,11 @@ pub fn labels_as_volume(labels: &LabelMap) -> Result<Array3<i16>> {
         2 => labels.data.clone().insert_axis(Axis(0)),
         _ => labels.data.clone(),
     };
-    data.into_dimensionality::<Ix3>().map_err(|_| DataError::Case {
-        case: "label map".into(),
-        problem: "only 2-D and 3-D label maps are handled".into(),
-    })
+    data.into_dimensionality::<Ix3>()
+        .map_err(|_| DataError::Case {
+            case: "label map".into(),
+            problem: "only 2-D and 3-D label maps are handled".into(),
+        })
 }
 
 /// Preprocesses a case for a configuration of a plan.
@@ -170,7 +173,10 @@ pub fn prepare_with(
         )));
     }
     let regrid = |how: &Resampling| Regrid::new(to, spacing, target, how);
-    let (for_data, for_seg) = (&configuration.resampling_fn_data_kwargs, &configuration.resampling_fn_seg_kwargs);
+    let (for_data, for_seg) = (
+        &configuration.resampling_fn_data_kwargs,
+        &configuration.resampling_fn_seg_kwargs,
+    );
     let image_out = resample_image(data, &regrid(for_data), for_data);
     let seg = resample_labels(seg, &regrid(for_seg), for_seg, rule);
     Ok(PreparedCase {

@@ -86,7 +86,11 @@ impl Decision {
         let (_, z, y, x) = probabilities.dim();
         let mut labels = Array3::zeros((z, y, x));
         for (k, mut plane) in labels.outer_iter_mut().enumerate() {
-            let scores: Vec<f32> = probabilities.slice(s![.., k, .., ..]).iter().copied().collect();
+            let scores: Vec<f32> = probabilities
+                .slice(s![.., k, .., ..])
+                .iter()
+                .copied()
+                .collect();
             let mut values = vec![0; y * x];
             self.decide(&scores, &mut values);
             plane.iter_mut().zip(values).for_each(|(p, v)| *p = v);
@@ -184,7 +188,11 @@ struct Line {
 }
 
 impl<'a> Way<'a> {
-    fn new(scores: ArrayView4<'a, f32>, source: &SourceGrid, configuration: &Configuration) -> Self {
+    fn new(
+        scores: ArrayView4<'a, f32>,
+        source: &SourceGrid,
+        configuration: &Configuration,
+    ) -> Self {
         let how = &configuration.resampling_fn_probabilities_kwargs;
         let separate = separate_axis_of(configuration, source.spacing, how);
         let (order, order_z) = how.orders();

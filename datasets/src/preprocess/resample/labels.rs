@@ -65,14 +65,16 @@ fn by_share(
     let mut shares: Vec<(i16, f64)> = Vec::with_capacity(8);
     for (k, mut plane) in out.outer_iter_mut().enumerate() {
         let ((z0, z1), zs) = (z.neighbours[k], z.share[k]);
-        let slices = [labels.index_axis(Axis(0), z0), labels.index_axis(Axis(0), z1)];
+        let slices = [
+            labels.index_axis(Axis(0), z0),
+            labels.index_axis(Axis(0), z1),
+        ];
         let z_weights = [1.0 - zs, zs];
         for (j, mut row) in plane.outer_iter_mut().enumerate() {
             let ((y0, y1), ys) = (y.neighbours[j], y.share[j]);
             let y_weights = [1.0 - ys, ys];
-            let rows: [_; 4] = std::array::from_fn(|n| {
-                slices[n / 2].index_axis_move(Axis(0), [y0, y1][n % 2])
-            });
+            let rows: [_; 4] =
+                std::array::from_fn(|n| slices[n / 2].index_axis_move(Axis(0), [y0, y1][n % 2]));
             let weights: [f64; 4] = std::array::from_fn(|n| z_weights[n / 2] * y_weights[n % 2]);
             for (i, out) in row.iter_mut().enumerate() {
                 let ((x0, x1), xs) = (x.neighbours[i], x.share[i]);

@@ -54,7 +54,12 @@ impl Sampler {
 }
 
 /// Resizes one axis; the same size passes through.
-pub(super) fn resize_axis(data: Array3<f64>, axis: usize, n_out: usize, order: Order) -> Array3<f64> {
+pub(super) fn resize_axis(
+    data: Array3<f64>,
+    axis: usize,
+    n_out: usize,
+    order: Order,
+) -> Array3<f64> {
     let n_in = data.shape()[axis];
     if n_in == n_out {
         return data;

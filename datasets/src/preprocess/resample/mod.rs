@@ -12,8 +12,8 @@ use ndarray::{Array3, Array4, ArrayView3, Axis, Zip};
 use serde::{Deserialize, Serialize};
 
 pub use labels::{resample_labels, LabelRule};
-pub use lines::Sampler;
 use lines::resize_axis;
+pub use lines::Sampler;
 
 /// Spacings that differ by more than this factor make slices thick.
 const ANISOTROPIC: f64 = 3.0;
@@ -103,9 +103,9 @@ pub fn new_size(size: [usize; 3], spacing: [f64; 3], new_spacing: [f64; 3]) -> [
 /// None too where two axes share the largest spacing.
 pub fn separate_axis(current: [f64; 3], new: [f64; 3], force: Option<bool>) -> Option<usize> {
     let ratio = |s: [f64; 3]| {
-        let (low, high) = s
-            .iter()
-            .fold((f64::MAX, 0.0), |(l, h): (f64, f64), &v| (l.min(v), h.max(v)));
+        let (low, high) = s.iter().fold((f64::MAX, 0.0), |(l, h): (f64, f64), &v| {
+            (l.min(v), h.max(v))
+        });
         high / low
     };
     let deciding = match force {
@@ -222,10 +222,7 @@ mod tests {
         assert_eq!(at([3.0, 1.0, 1.0], [3.0001, 1.0, 1.0]), Some(0));
         assert_eq!(at([1.0, 5.0, 1.0], [9.0, 1.0, 1.0]), Some(1));
         assert_eq!(at([0.24, 1.25, 1.25], [1.0, 1.0, 1.0]), None);
-        assert_eq!(
-            separate_axis([1.0, 1.0, 9.0], [1.0; 3], Some(false)),
-            None
-        );
+        assert_eq!(separate_axis([1.0, 1.0, 9.0], [1.0; 3], Some(false)), None);
     }
 
     #[test]
