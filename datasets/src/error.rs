@@ -158,9 +158,6 @@ pub enum DataError {
         /// What is wrong and what to do.
         problem: String,
     },
-    /// Several cases are broken; each is named.
-    #[error("{} cases cannot be used:\n{}", .0.len(), .0.iter().map(|e| format!("  {e}")).collect::<Vec<_>>().join("\n"))]
-    Several(Vec<DataError>),
     /// A worker thread panicked.
     #[error("a data loading thread failed at batch {batch}: {message}; this is a fault of the program, please report it")]
     Worker {
@@ -172,15 +169,6 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Nothing, the one error, or all of them.
-    pub(crate) fn all(mut errors: Vec<Self>) -> Result<()> {
-        match errors.len() {
-            0 => Ok(()),
-            1 => Err(errors.remove(0)),
-            _ => Err(Self::Several(errors)),
-        }
-    }
-
     /// A failed read, told apart by whether the file exists.
     pub(crate) fn reading(path: &Path, source: std::io::Error) -> Self {
         if source.kind() == std::io::ErrorKind::NotFound {
@@ -216,11 +204,15 @@ impl DataError {
         }
     }
 
+    /// The problem may quote the file: what a terminal would not print as one line is replaced, and it ends before it fills a page.
     pub(crate) fn damaged(path: &Path, format: &'static str, problem: impl ToString) -> Self {
+        const LONGEST: usize = 600;
+        let printable = |c: char| if c.is_control() { '?' } else { c };
+        let problem = problem.to_string();
         Self::Damaged {
             path: path.into(),
             format,
-            problem: problem.to_string(),
+            problem: problem.chars().map(printable).take(LONGEST).collect(),
         }
     }
 

@@ -7,8 +7,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::sampler::TrainingCase;
-use crate::{draw_batch, Batch, DataError, PatchSettings, Result};
+use crate::{draw_batch, Batch, DataError, PatchSettings, PreparedCase, Result};
 
 /// Batches that may be ready or in the making, per worker.
 const AHEAD: u64 = 2;
@@ -42,7 +41,7 @@ struct State {
 impl Prefetch {
     /// Starts the workers (at least one).
     pub fn new(
-        cases: Arc<Vec<TrainingCase>>,
+        cases: Arc<Vec<PreparedCase>>,
         settings: PatchSettings,
         batches: Range<u64>,
         workers: usize,

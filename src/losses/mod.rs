@@ -1,8 +1,5 @@
 //! Training losses.
 
-pub mod image;
-mod segmentation;
-mod soft_dice;
+mod dice_ce;
 
-pub use segmentation::{deep_supervision_weights, region_target, LossKind, SegmentationLoss};
-pub use soft_dice::{soft_dice, squared_dice, DiceOver};
+pub use dice_ce::{deep_supervision_weights, DiceCrossEntropy, DiceOver};

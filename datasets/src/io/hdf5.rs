@@ -16,7 +16,7 @@ use crate::{DataError, Image, Result};
 const FORMAT: &str = "HDF5";
 
 /// Memory that any file may ask for, however short it is.
-const SMALL: u64 = 64 << 20;
+const SMALL: u64 = 16 << 20;
 
 /// The first data set of these names.
 fn open(path: &Path, names: &[&str]) -> Result<Dataset> {

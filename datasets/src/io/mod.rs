@@ -2,6 +2,7 @@
 
 mod arrays;
 mod detached;
+mod dicom;
 mod element;
 mod hdf5;
 mod metaimage;
@@ -95,6 +96,14 @@ const FORMATS: &[Format] = &[
         write_values: None,
     },
     Format {
+        endings: &[".dcm"],
+        read: dicom::read,
+        read_labels: dicom::read,
+        size: dicom::size,
+        write_labels: None,
+        write_values: None,
+    },
+    Format {
         endings: &[".jpg", ".jpeg", ".bmp"],
         read: natural::read,
         read_labels: natural::read,
@@ -110,9 +119,13 @@ fn format_of(path: &Path) -> Result<&'static Format> {
         .unwrap_or_default()
         .to_string_lossy()
         .to_lowercase();
-    FORMATS
-        .iter()
-        .find(|f| f.endings.iter().any(|ending| name.ends_with(ending)))
+    let of = |name: &str| {
+        let fits = |f: &&Format| f.endings.iter().any(|ending| name.ends_with(ending));
+        FORMATS.iter().find(fits)
+    };
+    // A folder without an ending is a series of slices.
+    of(&name)
+        .or_else(|| of(".dcm").filter(|_| path.is_dir()))
         .ok_or_else(|| DataError::NotSupported {
             path: path.into(),
             what: "this file ending".into(),
@@ -143,7 +156,12 @@ pub(crate) fn is_known_ending(ending: &str) -> bool {
         .any(|f| f.endings.contains(&ending.to_lowercase().as_str()))
 }
 
-/// Reads an image, channels first.
+/// Whether a folder holds a DICOM series, which [`read_image`] reads as one volume.
+pub fn is_dicom_series(folder: &Path) -> bool {
+    dicom::is_series(folder)
+}
+
+/// Reads an image, channels first. A folder is read as a DICOM series.
 pub fn read_image(path: &Path) -> Result<Image> {
     (format_of(path)?.read)(path)
 }

@@ -22,7 +22,7 @@ use crate::{DataError, Geometry, Image, Result};
 const FORMAT: &str = "TIFF";
 
 /// Memory that any file may ask for, however short it is.
-const SMALL: u64 = 64 << 20;
+const SMALL: u64 = 16 << 20;
 /// LZW expands a constant image by up to about 2700.
 const LARGEST_EXPANSION: u64 = 3000;
 
