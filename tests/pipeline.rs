@@ -11,12 +11,24 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+#[path = "pipeline_harness/arrays.rs"]
+mod arrays;
 #[path = "pipeline_harness/checks.rs"]
 mod checks;
 #[path = "pipeline_harness/formats.rs"]
 mod formats;
+#[path = "pipeline_harness/losses.rs"]
+mod losses;
+#[path = "pipeline_harness/planning.rs"]
+mod planning;
+#[path = "pipeline_harness/preprocessing.rs"]
+mod preprocessing;
 #[path = "pipeline_harness/restoration.rs"]
 mod restoration;
+#[path = "pipeline_harness/sliding_window.rs"]
+mod sliding_window;
+#[path = "pipeline_harness/units.rs"]
+mod units;
 
 use checks::{Checks, Fallible};
 
@@ -26,6 +38,10 @@ type Section = fn(&Path, &mut Checks) -> Fallible<()>;
 /// Each section is a folder below the root and the function that checks it.
 const SECTIONS: &[(&str, Section)] = &[
     ("formats", formats::check),
+    ("units", units::check),
+    ("nnUNet_preprocessed", preprocessing::check),
+    ("sliding_window", sliding_window::check),
+    ("losses", losses::check),
     ("restoration", restoration::check),
 ];
 

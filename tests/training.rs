@@ -126,7 +126,7 @@ fn an_easy_task_is_learned() {
         &out,
         &[
             "--steps-per-epoch",
-            "60",
+            "200",
             "--optimizer",
             "adamw",
             "--lr",

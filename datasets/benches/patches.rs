@@ -7,65 +7,39 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{Array3, Array4};
 use vision_mamba_datasets::{
-    draw_batch, prepare_case, Augmentation, Configuration, Geometry, Image, Intensity, LabelMap,
-    Normalisation, PatchSettings, Prefetch, PreparedCase,
+    draw_batch, Augmentation, Geometry, PatchSettings, Prefetch, PreparedCase, SourceGrid,
+    TrainingCase,
 };
 
 const ROUNDS: usize = 5;
 
-fn case(size: &[usize]) -> PreparedCase {
+fn case(size: &[usize]) -> TrainingCase {
+    let size = match *size {
+        [y, x] => [1, y, x],
+        [z, y, x] => [z, y, x],
+        _ => panic!("{size:?}"),
+    };
     let n: usize = size.iter().product();
-    let mut shape = vec![1];
-    shape.extend(size);
-    let data = ArrayD::from_shape_vec(
-        IxDyn(&shape),
-        (0..n).map(|i| (i * 7919 % 1009) as f32).collect(),
-    )
-    .unwrap();
+    let values = (0..n).map(|i| (i * 7919 % 1009) as f32).collect();
     // Blocks of 20 voxels a side: organs rather than noise.
-    let blobs = |index: usize| {
-        let mut rest = index;
-        let blocks = size.iter().rev().map(|s| {
-            let position = rest % s;
-            rest /= s;
-            position / 20
-        });
-        (blocks.sum::<usize>() % 3) as i16
-    };
-    let label = ArrayD::from_shape_vec(IxDyn(size), (0..n).map(blobs).collect()).unwrap();
-    let geometry = Geometry::unit(size.len());
-    let intensity = Intensity {
-        mean: 0.0,
-        std: 1.0,
-        percentile_00_5: 0.0,
-        median: 0.0,
-        percentile_99_5: 0.0,
-        min: 0.0,
-        max: 0.0,
-    };
-    let configuration = Configuration {
-        spatial_dims: size.len(),
-        training_patch: size.to_vec(),
-        batch_size: 1,
-        normalisation: vec![Normalisation::ZScore],
-        spacing: vec![1.0; size.len()],
-        intensity: vec![intensity],
-    };
-    prepare_case(
-        "bench",
-        Image {
-            data,
-            geometry: geometry.clone(),
+    let seg = Array3::from_shape_fn(size, |(z, y, x)| ((z / 20 + y / 20 + x / 20) % 3) as i16);
+    let case = PreparedCase {
+        id: "bench".into(),
+        image: Array4::from_shape_vec((1, size[0], size[1], size[2]), values).unwrap(),
+        seg,
+        labelled: true,
+        source: SourceGrid {
+            spacing: [1.0; 3],
+            size,
+            bounds: size.map(|n| [0, n]),
+            transpose_backward: [0, 1, 2],
+            spatial_dims: 3,
+            geometry: Geometry::unit(3),
         },
-        Some(LabelMap {
-            data: label,
-            geometry,
-        }),
-        &configuration,
-    )
-    .unwrap()
+    };
+    TrainingCase::new(case, &[vec![1], vec![2]], None)
 }
 
 fn always(mut augment: Augmentation) -> Augmentation {
@@ -129,6 +103,7 @@ fn main() {
                 batch_size: 8,
                 oversample_foreground: 0.33,
                 augment,
+                ignore_label: None,
                 seed: 1,
             };
             let rate = best(8 * batches, || match workers {

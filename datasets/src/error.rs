@@ -158,6 +158,9 @@ pub enum DataError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// Several cases are broken; each is named.
+    #[error("{} cases cannot be used:\n{}", .0.len(), .0.iter().map(|e| format!("  {e}")).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<DataError>),
     /// A worker thread panicked.
     #[error("a data loading thread failed at batch {batch}: {message}; this is a fault of the program, please report it")]
     Worker {
@@ -169,6 +172,15 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Nothing, the one error, or all of them.
+    pub(crate) fn all(mut errors: Vec<Self>) -> Result<()> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
     /// A failed read, told apart by whether the file exists.
     pub(crate) fn reading(path: &Path, source: std::io::Error) -> Self {
         if source.kind() == std::io::ErrorKind::NotFound {

@@ -8,13 +8,18 @@
 //! This crate knows no tensors and reads neither environment, clock nor terminal.
 
 pub mod augment;
+pub mod cache;
 pub mod case;
 mod error;
+pub mod fingerprint;
 pub mod io;
 pub mod layout;
 pub mod loader;
+pub mod parallel;
 pub mod plan;
+pub mod planner;
 pub mod preprocess;
+pub mod probabilities;
 mod random;
 pub mod sampler;
 pub mod split;
@@ -23,12 +28,16 @@ pub mod zoom;
 pub use augment::Augmentation;
 pub use case::{Geometry, Image, LabelMap, SourceHeader};
 pub use error::{DataError, Result};
+pub use fingerprint::Fingerprint;
 pub use io::{atomically, read_image, read_labels, write_image, write_labels};
 pub use layout::input::{images_in, load_channels, InputCase};
 pub use layout::nnunet::{Dataset, DatasetJson, Split};
 pub use loader::Prefetch;
-pub use plan::{Configuration, Intensity, Normalisation, Plan};
-pub use preprocess::{normalise, prepare_case, PreparedCase};
-pub use sampler::{draw_batch, Batch, PatchSettings};
+pub use plan::{Architecture, Configuration, Plan};
+pub use planner::Planner;
+pub use preprocess::{
+    prepare_case, restore, Decision, Intensity, Normalisation, PreparedCase, Restored, SourceGrid,
+};
+pub use sampler::{draw_batch, Batch, PatchSettings, TrainingCase};
 pub use split::{fold, Fold, FoldChoice};
 pub use zoom::{zoom, ZoomOrder};

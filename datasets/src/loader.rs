@@ -7,7 +7,8 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::{draw_batch, Batch, DataError, PatchSettings, PreparedCase, Result};
+use crate::sampler::TrainingCase;
+use crate::{draw_batch, Batch, DataError, PatchSettings, Result};
 
 /// Batches that may be ready or in the making, per worker.
 const AHEAD: u64 = 2;
@@ -41,7 +42,7 @@ struct State {
 impl Prefetch {
     /// Starts the workers (at least one).
     pub fn new(
-        cases: Arc<Vec<PreparedCase>>,
+        cases: Arc<Vec<TrainingCase>>,
         settings: PatchSettings,
         batches: Range<u64>,
         workers: usize,

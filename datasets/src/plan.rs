@@ -1,57 +1,187 @@
-//! The decisions about a data set, as a file (`plans.json`) that a person can read and edit.
+//! The decisions about a data set, as a file (`plans.json`) in nnU-Net v2's form: one that nnU-Net wrote can be used as it is, the flat form
+//! of its version 2.1 that U-Mamba carries included, and ours can be read there.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use serde_json::{json, Map, Value};
 
 use crate::io::atomically;
-use crate::layout::nnunet::Split;
-use crate::{DataError, Dataset, Image, LabelMap, Result};
-
-/// Longest side of a patch by number of dimensions: what a CPU or a small GPU trains on. Planning to a memory size widens this.
-const LARGEST_PATCH: [(usize, usize); 2] = [(2, 512), (3, 128)];
-/// A batch has about this many voxels, between 2 and 12 samples.
-const BATCH_VOXELS: usize = 512 * 512;
+use crate::preprocess::{Intensity, Normalisation, Resampling};
+use crate::{DataError, Result};
 
 /// What `plans.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Name of the data set.
     pub dataset_name: String,
-    /// Ending of its images.
-    pub file_ending: String,
-    /// Name of each channel.
-    pub channel_names: Vec<String>,
-    /// Name and value of each class, by value.
-    pub labels: Vec<(String, i16)>,
-    /// Ways to train: `2d`, and for volumes `3d_fullres`.
-    pub configurations: BTreeMap<String, Configuration>,
-    /// What a person should know about the data set.
+    /// Name of this set of decisions.
+    #[serde(default = "default_name")]
+    pub plans_name: String,
+    /// Median spacing of the training cases.
     #[serde(default)]
-    pub notes: Vec<String>,
+    pub original_median_spacing_after_transp: Vec<f64>,
+    /// Median size of the training cases after cropping.
+    #[serde(default)]
+    pub original_median_shape_after_transp: Vec<f64>,
+    /// nnU-Net's class for the files; kept for it.
+    #[serde(default)]
+    pub image_reader_writer: String,
+    /// Axis of the file that each axis of a preprocessed case is: the coarsest first.
+    pub transpose_forward: [usize; 3],
+    /// The way back.
+    pub transpose_backward: [usize; 3],
+    /// Ways to train: `2d`, and for volumes `3d_fullres`, perhaps `3d_lowres` and `3d_cascade_fullres`.
+    pub configurations: IndexMap<String, Configuration>,
+    /// Who planned.
+    #[serde(default)]
+    pub experiment_planner_used: String,
+    /// nnU-Net's class for labels; kept for it.
+    #[serde(default = "default_label_manager")]
+    pub label_manager: String,
+    /// Foreground intensities of each channel, by number.
+    #[serde(default)]
+    pub foreground_intensity_properties_per_channel: BTreeMap<String, Intensity>,
+}
+
+fn default_name() -> String {
+    "nnUNetPlans".into()
+}
+
+fn default_label_manager() -> String {
+    "LabelManager".into()
 }
 
 /// One way to train on a data set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Configuration {
-    /// 2 or 3. With 2, volumes are trained and predicted slice by slice along axis 0.
-    pub spatial_dims: usize,
-    /// Size of a patch before it is fitted to a network, see [`Configuration::training_patch_for`].
-    pub training_patch: Vec<usize>,
+    /// Name of the folder of its preprocessed cases.
+    pub data_identifier: String,
+    /// nnU-Net's class; kept for it.
+    #[serde(default = "default_preprocessor")]
+    pub preprocessor_name: String,
     /// Patches in a batch.
     pub batch_size: usize,
-    /// How each channel is normalised.
-    pub normalisation: Vec<Normalisation>,
-    /// Median spacing of the training cases, one per spatial axis of the configuration. Images are used on their own grid.
+    /// Size of a patch, two axes for training slice by slice.
+    pub patch_size: Vec<usize>,
+    /// Median size of the cases on this grid.
+    #[serde(default)]
+    pub median_image_size_in_voxels: Vec<f64>,
+    /// Spacing cases are resampled to; two axes leave the slices' distance as it is.
     pub spacing: Vec<f64>,
-    /// Foreground intensities of each channel.
-    pub intensity: Vec<Intensity>,
+    /// How each channel is normalised.
+    pub normalization_schemes: Vec<Normalisation>,
+    /// Whether a channel's statistics are of the body alone.
+    pub use_mask_for_norm: Vec<bool>,
+    /// nnU-Net's function; only its default is known here.
+    #[serde(default = "default_resampling")]
+    pub resampling_fn_data: String,
+    /// The same for label maps.
+    #[serde(default = "default_resampling")]
+    pub resampling_fn_seg: String,
+    /// How images are resampled.
+    #[serde(default = "data_kwargs")]
+    pub resampling_fn_data_kwargs: Resampling,
+    /// How label maps are resampled.
+    #[serde(default = "seg_kwargs")]
+    pub resampling_fn_seg_kwargs: Resampling,
+    /// The same for class scores.
+    #[serde(default = "default_resampling")]
+    pub resampling_fn_probabilities: String,
+    /// How class scores are resampled back.
+    #[serde(default = "score_kwargs")]
+    pub resampling_fn_probabilities_kwargs: Resampling,
+    /// The U-Net that fits.
+    pub architecture: Architecture,
+    /// Whether Dice sums run over the batch.
+    pub batch_dice: bool,
+    /// The configuration that refines this one's predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_stage: Option<String>,
+    /// The configuration whose predictions this one refines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_stage: Option<String>,
+}
+
+fn default_preprocessor() -> String {
+    "DefaultPreprocessor".into()
+}
+
+fn default_resampling() -> String {
+    RESAMPLING.into()
+}
+
+fn data_kwargs() -> Resampling {
+    Resampling::DATA
+}
+
+fn seg_kwargs() -> Resampling {
+    Resampling::SEG
+}
+
+fn score_kwargs() -> Resampling {
+    Resampling::SCORES
+}
+
+/// The one resampling function that plans may name.
+pub(crate) const RESAMPLING: &str = "resample_data_or_seg_to_shape";
+
+/// The configuration that a cascade's second stage takes after.
+const FULL: &str = "3d_fullres";
+
+/// A network as nnU-Net describes it: a class and its arguments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Architecture {
+    /// Python name of the network's class.
+    pub network_class_name: String,
+    /// Its arguments.
+    pub arch_kwargs: UNetArguments,
+    /// Arguments that are Python names.
+    #[serde(rename = "_kw_requires_import", default)]
+    pub kw_requires_import: Vec<String>,
+}
+
+/// Arguments of nnU-Net's U-Nets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UNetArguments {
+    /// Resolutions.
+    pub n_stages: usize,
+    /// Features per stage.
+    pub features_per_stage: Vec<usize>,
+    /// Kernel per stage.
+    pub kernel_sizes: Vec<Vec<usize>>,
+    /// Stride per stage.
+    pub strides: Vec<Vec<usize>>,
+    /// Convolutions per encoder stage of a plain U-Net.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_conv_per_stage: Option<Vec<usize>>,
+    /// Residual blocks per encoder stage of a ResEnc U-Net.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_blocks_per_stage: Option<Vec<usize>>,
+    /// Convolutions per decoder stage.
+    pub n_conv_per_stage_decoder: Vec<usize>,
+    /// The rest, as Python has it: operations, norms, activation.
+    #[serde(flatten)]
+    pub rest: IndexMap<String, Value>,
 }
 
 impl Configuration {
+    /// 2 or 3. With 2, volumes are trained and predicted slice by slice along axis 0.
+    pub fn spatial_dims(&self) -> usize {
+        self.patch_size.len()
+    }
+
+    /// The spacing a case of the given one is resampled to.
+    pub fn target_spacing(&self, current: [f64; 3]) -> [f64; 3] {
+        match self.spacing[..] {
+            [z, y, x] => [z, y, x],
+            [y, x] => [current[0], y, x],
+            _ => current,
+        }
+    }
+
     /// The patch rounded up to multiples of what a network needs. One divisor serves all axes.
     pub fn training_patch_for(&self, divisor: &[usize]) -> Vec<usize> {
         let divisor_of = |axis: usize| {
@@ -62,7 +192,7 @@ impl Configuration {
                 .unwrap_or(1)
                 .max(1)
         };
-        self.training_patch
+        self.patch_size
             .iter()
             .enumerate()
             .map(|(axis, size)| size.next_multiple_of(divisor_of(axis)))
@@ -70,175 +200,90 @@ impl Configuration {
     }
 }
 
-/// How a channel's values are brought to a common range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Normalisation {
-    /// Subtract the image's mean, divide by its standard deviation.
-    ZScore,
-    /// Clip to the data set's percentiles, then its mean and standard deviation: for absolute units.
-    Ct,
-    /// The image's minimum becomes 0, its maximum 1.
-    RescaleTo01,
-    /// Divide by 255.
-    RgbTo01,
-    /// As it is.
-    None,
-}
-
-impl Normalisation {
-    /// nnU-Net's rule: a few names have a meaning, all others get the z-score.
-    pub fn for_channel(name: &str) -> Self {
-        match name.to_lowercase().as_str() {
-            "ct" => Self::Ct,
-            "nonorm" => Self::None,
-            "rescale_to_0_1" => Self::RescaleTo01,
-            "rgb_to_0_1" => Self::RgbTo01,
-            _ => Self::ZScore,
-        }
-    }
-}
-
-/// Intensities of a channel where the label is not background, each training case counting equally.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Intensity {
-    /// Mean.
-    pub mean: f64,
-    /// Population standard deviation.
-    pub std: f64,
-    /// Half a percent lies below.
-    pub percentile_00_5: f64,
-    /// Half lies below.
-    pub median: f64,
-    /// Half a percent lies above.
-    pub percentile_99_5: f64,
-    /// Smallest value.
-    pub min: f64,
-    /// Largest value.
-    pub max: f64,
-}
-
 impl Plan {
-    /// Reads every training case, checking it on the way, and decides. `progress` hears of cases done and their total.
-    pub fn make(dataset: &Dataset, progress: &dyn Fn(usize, usize)) -> Result<Self> {
-        let ids = dataset.training_ids();
-        let mut survey = Survey::new(dataset.info.channel_names.len());
-        for (done, id) in ids.iter().enumerate() {
-            progress(done, ids.len());
-            let (image, label) = dataset.load_case(id, Split::Training)?;
-            survey.add(id, &image, &label)?;
-        }
-        progress(ids.len(), ids.len());
-
-        let info = &dataset.info;
-        let mut notes = survey.notes();
-        if info.num_training != ids.len() {
-            notes.push(format!("dataset.json says numTraining {}, but imagesTr holds {} cases; all of them are used", info.num_training, ids.len()));
-        }
-        let size = survey.median_size();
-        let spacing: Vec<f64> = (0..size.len())
-            .map(|axis| median(survey.spacings.iter().map(|s| s[axis]).collect()))
-            .collect();
-        let normalisation: Vec<_> = info
-            .channel_names
-            .iter()
-            .map(|n| Normalisation::for_channel(n))
-            .collect();
-        let intensity = survey.intensities(&normalisation)?;
-        let configuration = |dims: usize| {
-            let skipped = size.len() - dims;
-            let largest = LARGEST_PATCH
-                .iter()
-                .find(|l| l.0 == dims)
-                .map_or(usize::MAX, |l| l.1);
-            let training_patch: Vec<usize> =
-                size[skipped..].iter().map(|&s| s.min(largest)).collect();
-            let voxels: usize = training_patch.iter().product();
-            Configuration {
-                spatial_dims: dims,
-                batch_size: (BATCH_VOXELS / voxels.max(1)).clamp(2, 12),
-                training_patch,
-                normalisation: normalisation.clone(),
-                spacing: spacing[skipped..].to_vec(),
-                intensity: intensity.clone(),
-            }
-        };
-        let mut configurations = BTreeMap::from([("2d".to_owned(), configuration(2))]);
-        // A volume of one slice is a picture.
-        if size.len() == 3 && size[0] > 1 {
-            configurations.insert("3d_fullres".into(), configuration(3));
-        }
-        Ok(Self {
-            dataset_name: info.name.clone(),
-            file_ending: info.file_ending.clone(),
-            channel_names: info.channel_names.clone(),
-            labels: info.labels.clone(),
-            configurations,
-            notes,
-        })
-    }
-
     /// Reads a `plans.json`.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| DataError::reading(path, e))?;
-        let plan: Self = serde_json::from_str(&text)
+        let json: Value = serde_json::from_str(&text)
             .map_err(|e| DataError::json(path, "(whole file)", e.to_string()))?;
-        for (name, configuration) in &plan.configurations {
-            plan.check(configuration).map_err(|(field, problem)| {
-                DataError::json(path, &format!("configurations.{name}.{field}"), problem)
+        Self::from_json(json).map_err(|(field, problem)| DataError::json(path, &field, problem))
+    }
+
+    /// From the content of a `plans.json`; errors are a field and what is wrong with it.
+    pub fn from_json(mut json: Value) -> std::result::Result<Self, (String, String)> {
+        let whole = |problem: String| ("(whole file)".to_owned(), problem);
+        let configurations = json
+            .get_mut("configurations")
+            .and_then(Value::as_object_mut)
+            .ok_or_else(|| {
+                (
+                    "configurations".to_owned(),
+                    "it is missing; is this a plans file of nnU-Net v2?".to_owned(),
+                )
             })?;
+        let raw = std::mem::take(configurations);
+        for name in raw.keys() {
+            let field = format!("configurations.{name}");
+            let mut complete =
+                inherited(&raw, name, 0).map_err(|problem| (field.clone(), problem))?;
+            modern(&mut complete).map_err(|problem| (field, problem))?;
+            configurations.insert(name.clone(), Value::Object(complete));
         }
+        let plan: Self = serde_json::from_value(json).map_err(|e| whole(e.to_string()))?;
+        plan.check()?;
         Ok(plan)
     }
 
-    fn check(
-        &self,
-        configuration: &Configuration,
-    ) -> std::result::Result<(), (&'static str, String)> {
-        let (dims, channels) = (configuration.spatial_dims, self.channel_names.len());
-        let want =
-            |ok: bool, field, problem: String| if ok { Ok(()) } else { Err((field, problem)) };
-        want(
-            (2..=3).contains(&dims),
-            "spatial_dims",
-            format!("{dims} is neither 2 nor 3"),
-        )?;
-        let patch = &configuration.training_patch;
-        want(
-            patch.len() == dims && patch.iter().all(|&s| s > 0),
-            "training_patch",
-            format!("{patch:?} does not have {dims} sizes above 0"),
-        )?;
-        want(
-            configuration.batch_size > 0,
-            "batch_size",
-            "0 is too small, the least is 1".into(),
-        )?;
-        want(
-            configuration.spacing.len() == dims,
-            "spacing",
-            format!("{:?} does not have {dims} entries", configuration.spacing),
-        )?;
-        let (n, i) = (
-            configuration.normalisation.len(),
-            configuration.intensity.len(),
-        );
-        want(
-            n == channels,
-            "normalisation",
-            format!("{n} entries for {channels} channels"),
-        )?;
-        want(
-            i == channels,
-            "intensity",
-            format!("{i} entries for {channels} channels"),
-        )
+    fn check(&self) -> std::result::Result<(), (String, String)> {
+        let mut sorted = self.transpose_forward;
+        sorted.sort_unstable();
+        let back = self.transpose_forward.iter().enumerate();
+        if sorted != [0, 1, 2]
+            || back
+                .into_iter()
+                .any(|(i, &a)| self.transpose_backward.get(a) != Some(&i))
+        {
+            let problem = format!(
+                "{:?} and transpose_backward {:?} are not an order of three axes and its inverse",
+                self.transpose_forward, self.transpose_backward
+            );
+            return Err(("transpose_forward".into(), problem));
+        }
+        for (name, configuration) in &self.configurations {
+            configuration
+                .check()
+                .map_err(|(field, problem)| (format!("configurations.{name}.{field}"), problem))?;
+        }
+        Ok(())
     }
 
     /// Writes a `plans.json`, whole or not at all.
     pub fn write(&self, path: &Path) -> Result<()> {
-        atomically(path, |out| Ok(serde_json::to_writer_pretty(out, self)?))
+        atomically(path, |out| {
+            Ok(serde_json::to_writer_pretty(out, &self.to_json())?)
+        })
+    }
+
+    /// The content of `plans.json`: a configuration that refines another's predictions states what it adds to `3d_fullres`, as nnU-Net has it.
+    pub fn to_json(&self) -> Value {
+        // numbers, strings and lists, which JSON has
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        for (name, configuration) in &self.configurations {
+            let Some(previous) = &configuration.previous_stage else {
+                continue;
+            };
+            let same = |full: &Configuration| {
+                Configuration {
+                    previous_stage: None,
+                    ..configuration.clone()
+                } == *full
+            };
+            if self.configurations.get(FULL).is_some_and(same) {
+                json["configurations"][name] =
+                    json!({"inherits_from": FULL, "previous_stage": previous});
+            }
+        }
+        json
     }
 
     /// A configuration by name.
@@ -252,192 +297,171 @@ impl Plan {
             }
         })
     }
-}
 
-/// What is remembered of the cases read.
-struct Survey {
-    sizes: Vec<Vec<usize>>,
-    spacings: Vec<Vec<f64>>,
-    /// First case, to name it when another differs in kind.
-    first: String,
-    without_foreground: Vec<String>,
-    channels: Vec<ChannelSurvey>,
-}
-
-/// Foreground values of one channel: moments and order statistics of each case.
-#[derive(Default)]
-struct ChannelSurvey {
-    moments: Vec<(f64, f64)>,
-    /// Value and weight; the weights of a case sum to 1.
-    values: Vec<(f32, f64)>,
-}
-
-/// Order statistics kept of a case; more foreground than this is thinned evenly by rank.
-const MOST_VALUES: usize = 1 << 14;
-
-impl Survey {
-    fn new(channels: usize) -> Self {
-        let channels = (0..channels).map(|_| ChannelSurvey::default()).collect();
-        Self {
-            sizes: vec![],
-            spacings: vec![],
-            first: String::new(),
-            without_foreground: vec![],
-            channels,
-        }
-    }
-
-    fn add(&mut self, id: &str, image: &Image, label: &LabelMap) -> Result<()> {
-        let size = image.spatial_size().to_vec();
-        if let Some(first) = self.sizes.first() {
-            if first.len() != size.len() {
-                let problem = format!(
-                    "it has {} axes, but case `{}` has {}; a data set is 2-D or 3-D throughout",
-                    size.len(),
-                    self.first,
-                    first.len()
-                );
-                return Err(DataError::Case {
-                    case: id.into(),
-                    problem,
-                });
-            }
-        } else {
-            self.first = id.into();
-        }
-        self.sizes.push(size);
-        self.spacings.push(image.geometry.spacing.clone());
-        for (channel, survey) in image.data.outer_iter().zip(&mut self.channels) {
-            let mut values: Vec<f32> = channel
-                .iter()
-                .zip(&label.data)
-                .filter(|(_, &l)| l > 0)
-                .map(|(&v, _)| v)
-                .collect();
-            survey.add(&mut values);
-        }
-        if label.data.iter().all(|&l| l == 0) {
-            self.without_foreground.push(id.into());
-        }
-        Ok(())
-    }
-
-    fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        for axis in 0..self.spacings[0].len() {
-            let (low, high) = self
-                .spacings
-                .iter()
-                .map(|s| s[axis])
-                .fold((f64::MAX, 0f64), |(l, h), s| (l.min(s), h.max(s)));
-            if high > 1.01 * low {
-                notes.push(format!(
-                    "spacing along axis {axis} runs from {low} to {high} between cases; images are not resampled to one spacing, so the network sees different scales"
-                ));
-            }
-        }
-        if !self.without_foreground.is_empty() {
-            notes.push(format!(
-                "{} training cases have no foreground: {}",
-                self.without_foreground.len(),
-                self.without_foreground.join(", ")
-            ));
-        }
-        notes
-    }
-
-    fn median_size(&self) -> Vec<usize> {
-        (0..self.sizes[0].len())
-            .map(|axis| {
-                median(self.sizes.iter().map(|s| s[axis] as f64).collect()).round() as usize
-            })
-            .collect()
-    }
-
-    fn intensities(&mut self, normalisation: &[Normalisation]) -> Result<Vec<Intensity>> {
-        let without = Intensity {
-            mean: 0.0,
-            std: 1.0,
-            percentile_00_5: 0.0,
-            median: 0.0,
-            percentile_99_5: 0.0,
-            min: 0.0,
-            max: 0.0,
-        };
-        let all = self.channels.iter_mut().zip(normalisation).enumerate().map(|(number, (channel, normalisation))| match channel.intensity() {
-            Some(intensity) => Ok(intensity),
-            None if *normalisation == Normalisation::Ct => Err(DataError::Case {
-                case: "(all)".into(),
-                problem: format!("channel {number} is a CT, which is normalised by its foreground, but no label map has foreground"),
-            }),
-            None => Ok(without),
-        });
-        all.collect()
+    /// Foreground intensities of a channel.
+    pub fn intensity(&self, channel: usize) -> Option<&Intensity> {
+        self.foreground_intensity_properties_per_channel
+            .get(&channel.to_string())
     }
 }
 
-impl ChannelSurvey {
-    fn add(&mut self, values: &mut [f32]) {
-        if values.is_empty() {
-            return;
+impl Configuration {
+    fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        let want =
+            |ok: bool, field, problem: String| if ok { Ok(()) } else { Err((field, problem)) };
+        let dims = self.patch_size.len();
+        want(
+            (2..=3).contains(&dims) && self.patch_size.iter().all(|&s| s > 0),
+            "patch_size",
+            format!(
+                "{:?} does not have two or three sizes above 0",
+                self.patch_size
+            ),
+        )?;
+        want(
+            self.batch_size > 0,
+            "batch_size",
+            "0 is too small, the least is 1".into(),
+        )?;
+        want(
+            self.spacing.len() == dims && self.spacing.iter().all(|s| s.is_finite() && *s > 0.0),
+            "spacing",
+            format!("{:?} does not have {dims} entries above 0", self.spacing),
+        )?;
+        let channels = self.normalization_schemes.len();
+        want(
+            channels > 0 && self.use_mask_for_norm.len() == channels,
+            "use_mask_for_norm",
+            format!(
+                "{} entries for {channels} channels",
+                self.use_mask_for_norm.len()
+            ),
+        )?;
+        for (field, name) in [
+            ("resampling_fn_data", &self.resampling_fn_data),
+            ("resampling_fn_seg", &self.resampling_fn_seg),
+            (
+                "resampling_fn_probabilities",
+                &self.resampling_fn_probabilities,
+            ),
+        ] {
+            want(
+                name == RESAMPLING,
+                field,
+                format!("`{name}` is not known here, only {RESAMPLING}; plan the data set anew or change the field"),
+            )?;
         }
-        let n = values.len();
-        let moment = |power: i32| {
-            values
-                .iter()
-                .map(|&v| f64::from(v).powi(power))
-                .sum::<f64>()
-                / n as f64
-        };
-        self.moments.push((moment(1), moment(2)));
-        values.sort_by(f32::total_cmp);
-        let kept = n.min(MOST_VALUES);
-        // Both ends are kept, so that minimum and maximum are exact.
-        let rank = |i: usize| {
-            if kept == n {
-                i
-            } else {
-                i * (n - 1) / (kept - 1)
-            }
-        };
-        self.values
-            .extend((0..kept).map(|i| (values[rank(i)], 1.0 / kept as f64)));
-    }
-
-    fn intensity(&mut self) -> Option<Intensity> {
-        self.values.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (first, last) = (self.values.first()?.0, self.values.last()?.0);
-        let cases = self.moments.len() as f64;
-        let mean = self.moments.iter().map(|m| m.0).sum::<f64>() / cases;
-        let second = self.moments.iter().map(|m| m.1).sum::<f64>() / cases;
-        // Inverse of the distribution function: the limit of drawing equally many values from each case.
-        let percentile = |fraction: f64| {
-            let mut sum = 0.0;
-            let reached = self.values.iter().find(|(_, weight)| {
-                sum += weight / cases;
-                sum >= fraction * (1.0 - 1e-12)
-            });
-            f64::from(reached.map_or(last, |v| v.0))
-        };
-        Some(Intensity {
-            mean,
-            std: (second - mean * mean).max(0.0).sqrt(),
-            percentile_00_5: percentile(0.005),
-            median: percentile(0.5),
-            percentile_99_5: percentile(0.995),
-            min: first.into(),
-            max: last.into(),
-        })
+        for (field, how) in [
+            ("resampling_fn_data_kwargs", &self.resampling_fn_data_kwargs),
+            ("resampling_fn_seg_kwargs", &self.resampling_fn_seg_kwargs),
+            (
+                "resampling_fn_probabilities_kwargs",
+                &self.resampling_fn_probabilities_kwargs,
+            ),
+        ] {
+            how.check().map_err(|problem| (field, problem))?;
+        }
+        let unet = &self.architecture.arch_kwargs;
+        let n = unet.n_stages;
+        let lengths = [
+            unet.features_per_stage.len(),
+            unet.kernel_sizes.len(),
+            unet.strides.len(),
+        ];
+        want(
+            lengths.iter().all(|l| *l == n),
+            "architecture",
+            format!("lists of {lengths:?} entries for {n} stages"),
+        )
     }
 }
 
-/// Of at least one number.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        0.5 * (values[middle - 1] + values[middle])
+/// Configurations inherit what they do not state; chains of more are circles.
+const LONGEST_CHAIN: usize = 16;
+
+fn inherited(
+    all: &Map<String, Value>,
+    name: &str,
+    depth: usize,
+) -> std::result::Result<Map<String, Value>, String> {
+    let own = all
+        .get(name)
+        .and_then(Value::as_object)
+        .ok_or_else(|| format!("there is no configuration `{name}` to inherit from"))?;
+    let Some(parent) = own.get("inherits_from") else {
+        return Ok(own.clone());
+    };
+    let parent = parent
+        .as_str()
+        .filter(|_| depth < LONGEST_CHAIN)
+        .ok_or("`inherits_from` does not lead to a complete configuration")?;
+    let mut complete = inherited(all, parent, depth + 1)?;
+    for (key, value) in own.iter().filter(|(key, _)| *key != "inherits_from") {
+        complete.insert(key.clone(), value.clone());
     }
+    Ok(complete)
+}
+
+/// Brings the flat form of nnU-Net 2.1 (`UNet_class_name`, `pool_op_kernel_sizes`, ...) to the present one.
+fn modern(configuration: &mut Map<String, Value>) -> std::result::Result<(), String> {
+    if configuration.contains_key("architecture") {
+        return Ok(());
+    }
+    let Some(class) = configuration.get("UNet_class_name").cloned() else {
+        return Err("it names no network: neither `architecture` nor `UNet_class_name`".into());
+    };
+    let class = class.as_str().unwrap_or_default().to_owned();
+    let mut take = |key: &str| {
+        configuration
+            .remove(key)
+            .ok_or_else(|| format!("`{key}` is missing"))
+    };
+    let strides = take("pool_op_kernel_sizes")?;
+    let kernels = take("conv_kernel_sizes")?;
+    let encoder = take("n_conv_per_stage_encoder")?;
+    let decoder = take("n_conv_per_stage_decoder")?;
+    let number = |value: Value, key: &str| {
+        value
+            .as_u64()
+            .ok_or_else(|| format!("`{key}` is {value}, expected a whole number"))
+    };
+    let base = number(take("UNet_base_num_features")?, "UNet_base_num_features")?;
+    let most = number(take("unet_max_num_features")?, "unet_max_num_features")?;
+    configuration.remove("UNet_class_name");
+    configuration.remove("num_pool_per_axis");
+    let stages = strides.as_array().map_or(0, Vec::len);
+    let dims = strides.get(0).and_then(Value::as_array).map_or(3, Vec::len);
+    let features: Vec<u64> = (0..stages as u32)
+        .map(|i| base.saturating_mul(2u64.saturating_pow(i)).min(most))
+        .collect();
+    let residual = class.contains("Residual") || class.contains("ResEnc");
+    let blocks = match residual {
+        true => "n_blocks_per_stage",
+        false => "n_conv_per_stage",
+    };
+    let mut kwargs = json!({
+        "n_stages": stages,
+        "features_per_stage": features,
+        "conv_op": format!("torch.nn.modules.conv.Conv{dims}d"),
+        "kernel_sizes": kernels,
+        "strides": strides,
+        "n_conv_per_stage_decoder": decoder,
+        "conv_bias": true,
+        "norm_op": format!("torch.nn.modules.instancenorm.InstanceNorm{dims}d"),
+        "norm_op_kwargs": {"eps": 1e-5, "affine": true},
+        "dropout_op": null,
+        "dropout_op_kwargs": null,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": true},
+    });
+    kwargs[blocks] = encoder;
+    configuration.insert(
+        "architecture".into(),
+        json!({
+            "network_class_name": format!("dynamic_network_architectures.architectures.unet.{class}"),
+            "arch_kwargs": kwargs,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        }),
+    );
+    Ok(())
 }

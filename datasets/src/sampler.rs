@@ -1,5 +1,7 @@
 //! Training patches: which case, which place, how changed. A batch is a pure function of the cases, the settings and its number.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::augment::spatial::{cut, draw_matrix, flip, resample, Source, Target};
@@ -19,13 +21,107 @@ pub struct PatchSettings {
     pub oversample_foreground: f64,
     /// Random changes.
     pub augment: Augmentation,
+    /// Voxels of this label take no part: they become -1. Those outside the body become background.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignore_label: Option<i16>,
     /// Seed of everything random.
     pub seed: u64,
 }
 
+/// A preprocessed case as patches are drawn from it: in memory, or mapped from a file.
+pub struct TrainingCase {
+    /// Its name.
+    pub id: String,
+    /// (C, Z, Y, X).
+    pub shape: [usize; 4],
+    values: Values,
+    /// For each class or region that occurs: where, as linear indices in a channel.
+    foreground: Vec<Vec<u64>>,
+    /// Where the label is known; empty where that is everywhere.
+    annotated: Vec<u64>,
+}
+
+enum Values {
+    Owned(Vec<f32>, Vec<i16>),
+    /// Ranges of bytes, aligned for their type.
+    Mapped(memmap2::Mmap, Range<usize>, Range<usize>),
+}
+
+impl std::fmt::Debug for TrainingCase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TrainingCase {} {:?}", self.id, self.shape)
+    }
+}
+
+impl TrainingCase {
+    /// A case in memory. `classes` are those that patches are centred on, each a list of label values; `annotated` the labels that are known,
+    /// where some are not.
+    pub fn new(case: PreparedCase, classes: &[Vec<i16>], annotated: Option<&[i16]>) -> Self {
+        let mut foreground = case.locations(classes);
+        foreground.retain(|voxels| !voxels.is_empty());
+        let annotated = annotated.map_or_else(Vec::new, |labels| {
+            case.locations(&[labels.to_vec()]).remove(0)
+        });
+        let (c, z, y, x) = case.image.dim();
+        Self {
+            id: case.id,
+            shape: [c, z, y, x],
+            values: Values::Owned(
+                case.image.as_standard_layout().iter().copied().collect(),
+                case.seg.as_standard_layout().iter().copied().collect(),
+            ),
+            foreground,
+            annotated,
+        }
+    }
+
+    /// A case in a file, at ranges of its bytes.
+    pub(crate) fn mapped(
+        id: &str,
+        shape: [usize; 4],
+        file: memmap2::Mmap,
+        image: Range<usize>,
+        seg: Range<usize>,
+        mut foreground: Vec<Vec<u64>>,
+        annotated: Vec<u64>,
+    ) -> std::result::Result<Self, String> {
+        let fits = |range: &Range<usize>, size: usize, count: usize| {
+            file.get(range.clone()).is_some_and(|bytes| {
+                bytes.len() == size * count && bytes.as_ptr() as usize % size == 0
+            })
+        };
+        let voxels = shape[1..].iter().product::<usize>();
+        if !fits(&image, 4, voxels * shape[0]) || !fits(&seg, 2, voxels) {
+            return Err("its tensors are cut short or not aligned".into());
+        }
+        foreground.retain(|voxels| !voxels.is_empty());
+        Ok(Self {
+            id: id.into(),
+            shape,
+            values: Values::Mapped(file, image, seg),
+            foreground,
+            annotated,
+        })
+    }
+
+    fn image(&self) -> &[f32] {
+        match &self.values {
+            Values::Owned(image, _) => image,
+            Values::Mapped(file, image, _) => bytemuck::cast_slice(&file[image.clone()]),
+        }
+    }
+
+    fn seg(&self) -> &[i16] {
+        match &self.values {
+            Values::Owned(_, seg) => seg,
+            Values::Mapped(file, _, seg) => bytemuck::cast_slice(&file[seg.clone()]),
+        }
+    }
+}
+
 impl PatchSettings {
     /// Checks the settings alone and against the cases.
-    pub fn validate(&self, cases: &[PreparedCase]) -> Result<()> {
+    pub fn validate(&self, cases: &[TrainingCase]) -> Result<()> {
         let fail = |field: &str, found: String, expected: &str| {
             Err(DataError::Setting {
                 field: field.into(),
@@ -59,23 +155,14 @@ impl PatchSettings {
                 "at least one is needed",
             );
         }
-        let channels = cases[0].image.shape()[0];
+        let channels = cases[0].shape[0];
         for case in cases {
-            let problem = match &case.label {
-                None => "it has no label map, which training needs".into(),
-                Some(label) if label.ndim() < patch.len() => format!(
-                    "it has {} axes, but the patch {patch:?} has more",
-                    label.ndim()
-                ),
-                Some(label) if label.ndim() > 3 || label.is_empty() => format!(
-                    "its size {:?} is not that of an image or volume",
-                    label.shape()
-                ),
-                Some(_) if case.image.shape()[0] != channels => format!(
-                    "it has {} channels, others have {channels}",
-                    case.image.shape()[0]
-                ),
-                Some(_) => continue,
+            let problem = match case.shape {
+                shape if shape.contains(&0) => format!("its size {shape:?} is empty"),
+                [found, ..] if found != channels => {
+                    format!("it has {found} channels, others have {channels}")
+                }
+                _ => continue,
             };
             return Err(DataError::Case {
                 case: case.id.clone(),
@@ -97,7 +184,7 @@ impl PatchSettings {
 pub struct Batch {
     /// (B, C, patch...).
     pub image: Vec<f32>,
-    /// (B, patch...); 0 beyond the image.
+    /// (B, patch...); 0 beyond the image and outside the body, -1 where the label is not known.
     pub label: Vec<i64>,
     /// The shape of `image`.
     pub shape: Vec<usize>,
@@ -108,8 +195,8 @@ pub struct Batch {
 /// Draws batch number `index`. The result depends on nothing but the arguments: neither on threads nor on other batches.
 ///
 /// # Panics
-/// When [`PatchSettings::validate`] would have failed, or a case was not made by [`crate::prepare_case`].
-pub fn draw_batch(cases: &[PreparedCase], settings: &PatchSettings, index: u64) -> Batch {
+/// When [`PatchSettings::validate`] would have failed.
+pub fn draw_batch(cases: &[TrainingCase], settings: &PatchSettings, index: u64) -> Batch {
     match *settings.training_patch.as_slice() {
         [h, w] => draw(cases, settings, index, [h, w]),
         [d, h, w] => draw(cases, settings, index, [d, h, w]),
@@ -121,13 +208,13 @@ pub fn draw_batch(cases: &[PreparedCase], settings: &PatchSettings, index: u64) 
 }
 
 fn draw<const D: usize>(
-    cases: &[PreparedCase],
+    cases: &[TrainingCase],
     settings: &PatchSettings,
     index: u64,
     patch: [usize; D],
 ) -> Batch {
     let voxels: usize = patch.iter().product();
-    let channels = cases[0].image.shape()[0];
+    let channels = cases[0].shape[0];
     let mut shape = vec![settings.batch_size, channels];
     shape.extend(patch);
     let mut image = vec![0f32; settings.batch_size * channels * voxels];
@@ -153,6 +240,13 @@ fn draw<const D: usize>(
             &mut target,
             &mut random,
         );
+        for value in &mut *target.label {
+            if Some(*value) == settings.ignore_label.map(i64::from) {
+                *value = -1;
+            } else if *value < 0 {
+                *value = 0;
+            }
+        }
     }
     Batch {
         image,
@@ -163,21 +257,23 @@ fn draw<const D: usize>(
 }
 
 fn draw_patch<const D: usize>(
-    case: &PreparedCase,
+    case: &TrainingCase,
     force: bool,
     augment: &Augmentation,
     target: &mut Target<D>,
     random: &mut Random,
 ) {
-    const LAYOUT: &str = "prepare_case lays arrays out in standard order";
-    let label = case.label.as_ref().expect("validate() asks for label maps");
-    let full: Vec<usize> = label.shape().to_vec();
+    let full = &case.shape[1..];
     let skipped = full.len() - D;
     let size: [usize; D] = std::array::from_fn(|a| full[skipped + a]);
     let plane: usize = size.iter().product();
     let slices: usize = full[..skipped].iter().product();
 
-    let centre = force.then(|| foreground_voxel(case, random)).flatten();
+    let centre = match force {
+        true => foreground_voxel(case, random),
+        // where labels are missing, every patch shows one that is not
+        false => one_of(&case.annotated, random),
+    };
     let slice = centre.map_or_else(|| random.below(slices), |voxel| voxel / plane);
     let inside: Option<[usize; D]> = centre.map(|voxel| {
         let mut rest = voxel % plane;
@@ -197,8 +293,7 @@ fn draw_patch<const D: usize>(
         )
     });
 
-    let all_values = case.image.as_slice().expect(LAYOUT);
-    let all_labels = label.as_slice().expect(LAYOUT);
+    let (all_values, all_labels) = (case.image(), case.seg());
     let source = Source {
         size,
         channels: all_values
@@ -221,13 +316,17 @@ fn draw_patch<const D: usize>(
     }
 }
 
-/// A voxel of a class chosen evenly among those present; none in a case without foreground.
-fn foreground_voxel(case: &PreparedCase, random: &mut Random) -> Option<usize> {
+/// A voxel of a class chosen evenly among those present; of any known label in a case without foreground.
+fn foreground_voxel(case: &TrainingCase, random: &mut Random) -> Option<usize> {
     if case.foreground.is_empty() {
-        return None;
+        return one_of(&case.annotated, random);
     }
-    let (_, voxels) = &case.foreground[random.below(case.foreground.len())];
-    Some(voxels[random.below(voxels.len())])
+    let class = random.below(case.foreground.len());
+    one_of(&case.foreground[class], random)
+}
+
+fn one_of(voxels: &[u64], random: &mut Random) -> Option<usize> {
+    (!voxels.is_empty()).then(|| voxels[random.below(voxels.len())] as usize)
 }
 
 /// Where the patch begins: within the image if it fits, around a voxel if one is given, otherwise anywhere; a larger patch lies centred.

@@ -61,12 +61,7 @@ pub fn fold(root: &Path, ids: &[String], choice: FoldChoice) -> Result<Fold> {
             validation: ids.to_vec(),
         });
     };
-    let path = root.join("splits_final.json");
-    let folds = if path.exists() {
-        read_splits(&path, ids)?
-    } else {
-        five_folds(ids)?
-    };
+    let folds = folds(root, ids)?;
     let count = folds.len();
     folds.into_iter().nth(number).ok_or_else(|| {
         setting(
@@ -74,6 +69,15 @@ pub fn fold(root: &Path, ids: &[String], choice: FoldChoice) -> Result<Fold> {
             format!("there are only the folds 0 to {} and `all`", count - 1),
         )
     })
+}
+
+/// The folds of a data set in `root`: those of its `splits_final.json`, or nnU-Net's five of the sorted names.
+pub fn folds(root: &Path, ids: &[String]) -> Result<Vec<Fold>> {
+    let path = root.join("splits_final.json");
+    match path.exists() {
+        true => read_splits(&path, ids),
+        false => five_folds(ids),
+    }
 }
 
 fn read_splits(path: &Path, ids: &[String]) -> Result<Vec<Fold>> {

@@ -8,8 +8,10 @@ use std::path::Path;
 use ndarray::{ArrayD, IxDyn};
 use tempfile::TempDir;
 use util::{describe, fixtures, small_dataset, square};
+use vision_mamba_datasets::planner::{plan, Request};
 use vision_mamba_datasets::{
-    images_in, write_labels, DataError, Dataset, Geometry, LabelMap, Plan, Split,
+    images_in, write_labels, DataError, Dataset, Fingerprint, Geometry, LabelMap, Plan, Planner,
+    Split,
 };
 
 fn dataset() -> TempDir {
@@ -33,7 +35,11 @@ fn opening(folder: &Path) -> DataError {
 }
 
 fn planning(folder: &Path) -> DataError {
-    Plan::make(&Dataset::open(folder).unwrap(), &|_, _| {}).unwrap_err()
+    match Fingerprint::take(&Dataset::open(folder).unwrap(), 1, &|_| {}).unwrap_err() {
+        // every broken case is in it
+        DataError::Several(mut errors) => errors.remove(0),
+        one => one,
+    }
 }
 
 /// A NIfTI file of float32 values, for what `write_labels` cannot make.
@@ -130,13 +136,13 @@ fn impossible_dataset_json() {
             channels,
             r#"{"background": 0, "whole": [1, 2], "a": 1}"#,
             ".png",
-            vec!["`whole`", "regions are not supported yet"],
+            vec!["`regions_class_order`", "missing", "whole, a"],
         ),
         (
             channels,
-            r#"{"background": 0, "a": 1, "ignore": 2}"#,
+            r#"{"background": 0, "a": 1, "ignore": 5}"#,
             ".png",
-            vec!["`ignore`", "not supported yet"],
+            vec!["`ignore`", "5", "after the last class, 2"],
         ),
         (
             channels,
@@ -480,29 +486,48 @@ fn input_for_prediction() {
 fn plans_that_cannot_be() {
     let folder = dataset();
     let path = folder.path().join("plans.json");
-    let plan = Plan::make(&Dataset::open(folder.path()).unwrap(), &|_, _| {}).unwrap();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    let fingerprint = Fingerprint::take(&dataset, 1, &|_| {}).unwrap();
+    let plan = plan(&Request {
+        dataset_name: "test",
+        info: &dataset.info,
+        fingerprint: &fingerprint,
+        planner: Planner::Default,
+        memory_gb: None,
+        spacing: None,
+    });
     plan.write(&path).unwrap();
     let good = std::fs::read_to_string(&path).unwrap();
     let changes = [
         (
-            "\"batch_size\": 12",
+            "\"batch_size\": 2",
             "\"batch_size\": 0",
             vec!["configurations.2d.batch_size"],
         ),
         (
-            "\"spatial_dims\": 2",
-            "\"spatial_dims\": 4",
-            vec!["configurations.2d.spatial_dims", "4"],
-        ),
-        (
             "\"batch_size\"",
             "\"batchsize\"",
-            vec!["unknown field `batchsize`"],
+            vec!["missing field `batch_size`"],
         ),
         (
-            "\"z_score\"",
+            "\"ZScoreNormalization\"",
             "\"zscore\"",
             vec!["unknown variant `zscore`"],
+        ),
+        (
+            "\"order\": 3",
+            "\"order\": 2",
+            vec!["configurations.2d.resampling_fn_data_kwargs", "order 2"],
+        ),
+        (
+            "resample_data_or_seg_to_shape",
+            "resample_torch",
+            vec!["configurations.2d.resampling_fn_data", "resample_torch"],
+        ),
+        (
+            "\"configurations\"",
+            "\"configuration\"",
+            vec!["configurations", "nnU-Net v2"],
         ),
     ];
     for (from, to, words) in changes {

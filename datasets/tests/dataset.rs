@@ -3,19 +3,22 @@
 
 mod util;
 
-use std::cell::RefCell;
 use std::path::Path;
 
 use serde_json::Value;
-use util::{describe, fixtures, small_dataset, square, tensors};
+use util::{describe, fixtures, small_dataset, square};
+use vision_mamba_datasets::cache::{Cache, Made};
+use vision_mamba_datasets::planner::{plan, Request};
 use vision_mamba_datasets::split::five_folds;
 use vision_mamba_datasets::{
-    fold, images_in, normalise, prepare_case, write_labels, Dataset, DatasetJson, FoldChoice,
-    Geometry, Image, Intensity, Normalisation, Plan, Split,
+    draw_batch, fold, images_in, prepare_case, write_labels, Augmentation, Dataset, DatasetJson,
+    Decision, Fingerprint, FoldChoice, Geometry, Image, PatchSettings, Plan, Planner, Split,
+    TrainingCase,
 };
 
 fn raw(name: &str) -> Dataset {
-    Dataset::open(fixtures().join("raw").join(name)).unwrap()
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden_pipeline");
+    Dataset::open(goldens.join("nnUNet_raw").join(name)).unwrap()
 }
 
 fn json(path: &Path) -> Value {
@@ -38,7 +41,7 @@ fn volumes_with_two_channels() {
         dataset.training_ids(),
         (0..6).map(|i| format!("case_{i:03}")).collect::<Vec<_>>()
     );
-    assert!(dataset.test_ids().is_empty());
+    assert_eq!(dataset.test_ids(), ["case_006", "case_007"]);
     let id = &dataset.training_ids()[2];
     assert_eq!(dataset.image_paths(id, Split::Training).unwrap().len(), 2);
     let (image, label) = dataset.load_case(id, Split::Training).unwrap();
@@ -117,113 +120,81 @@ fn cases_to_predict() {
     );
 }
 
-/// Foreground statistics, which nnU-Net estimates by sampling, in their limit.
-#[test]
-fn the_plan_has_nnunets_intensities() {
-    for name in ["Dataset721_SynthAniso", "Dataset722_SynthRGB"] {
-        let dataset = raw(name);
-        let plan = Plan::make(&dataset, &|_, _| {}).unwrap();
-        let expected = json(&dataset.root.join("foreground_intensity_limit.json"));
-        let found = &plan.configuration("2d").unwrap().intensity;
-        assert_eq!(found.len(), dataset.info.channel_names.len());
-        for (channel, found) in found.iter().enumerate() {
-            let found = serde_json::to_value(found).unwrap();
-            for field in [
-                "mean",
-                "std",
-                "percentile_00_5",
-                "median",
-                "percentile_99_5",
-                "min",
-                "max",
-            ] {
-                let (f, e) = (
-                    found[field].as_f64().unwrap(),
-                    expected["channels"][channel.to_string()][field]
-                        .as_f64()
-                        .unwrap(),
-                );
-                assert!(
-                    (f - e).abs() <= 1e-9 * e.abs().max(1.0),
-                    "{name} channel {channel} {field}: {f} is not {e}"
-                );
-            }
-        }
-    }
+fn planned(dataset: &Dataset) -> Plan {
+    let fingerprint = Fingerprint::take(dataset, 2, &|_| {}).unwrap();
+    plan(&Request {
+        dataset_name: "test",
+        info: &dataset.info,
+        fingerprint: &fingerprint,
+        planner: Planner::Default,
+        memory_gb: None,
+        spacing: None,
+    })
 }
 
 #[test]
-fn what_a_plan_decides() {
-    let dataset = raw("Dataset721_SynthAniso");
-    let calls = RefCell::new(Vec::new());
-    let plan = Plan::make(&dataset, &|done, total| {
-        calls.borrow_mut().push((done, total))
-    })
-    .unwrap();
-    assert_eq!(
-        calls.into_inner(),
-        (0..=6).map(|d| (d, 6)).collect::<Vec<_>>()
-    );
-    assert_eq!(
-        plan.configurations.keys().collect::<Vec<_>>(),
-        ["2d", "3d_fullres"]
-    );
+fn a_plan_is_kept_by_writing_and_reading() {
+    let plan = planned(&raw("Dataset721_SynthAniso"));
     let (flat, solid) = (
         plan.configuration("2d").unwrap(),
         plan.configuration("3d_fullres").unwrap(),
     );
-    assert_eq!((flat.spatial_dims, solid.spatial_dims), (2, 3));
-    assert_eq!(solid.training_patch[1..], flat.training_patch);
-    assert_eq!(solid.spacing[1..], flat.spacing);
-    assert_eq!(
-        flat.normalisation,
-        [Normalisation::Ct, Normalisation::ZScore]
-    );
-    assert!(
-        plan.notes
-            .iter()
-            .any(|n| n.contains("spacing along axis 0")),
-        "{:?}",
-        plan.notes
-    );
+    assert_eq!((flat.spatial_dims(), solid.spatial_dims()), (2, 3));
     let fitted = flat.training_patch_for(&[16, 32]);
-    assert!(
-        fitted[0] % 16 == 0
-            && fitted[1] % 32 == 0
-            && fitted
-                .iter()
-                .zip(&flat.training_patch)
-                .all(|(f, p)| f >= p && f - p < 32)
-    );
-    assert_eq!(solid.training_patch_for(&[1]), solid.training_patch);
+    let fits = |(f, p): (&usize, &usize)| f >= p && f - p < 32;
+    assert!(fitted[0] % 16 == 0 && fitted[1] % 32 == 0);
+    assert!(fitted.iter().zip(&flat.patch_size).all(fits));
+    assert_eq!(solid.training_patch_for(&[1]), solid.patch_size);
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plans.json");
     plan.write(&path).unwrap();
     assert_eq!(Plan::read(&path).unwrap(), plan);
+    assert_eq!(planned(&raw("Dataset722_SynthRGB")).configurations.len(), 1);
+}
 
-    let rgb = Plan::make(&raw("Dataset722_SynthRGB"), &|_, _| {}).unwrap();
-    assert_eq!(rgb.configurations.len(), 1);
-    assert_eq!(rgb.notes, Vec::<String>::new());
+/// More memory, larger patches; another spacing, another grid.
+#[test]
+fn a_plan_follows_what_is_asked() {
+    let dataset = raw("Dataset721_SynthAniso");
+    let fingerprint = Fingerprint::take(&dataset, 2, &|_| {}).unwrap();
+    let ask = |planner, memory_gb, spacing| {
+        let request = Request {
+            dataset_name: "test",
+            info: &dataset.info,
+            fingerprint: &fingerprint,
+            planner,
+            memory_gb,
+            spacing,
+        };
+        plan(&request)
+    };
+    let finer = ask(Planner::Default, None, Some([1.0, 0.4, 0.4]));
+    assert_eq!(finer.configurations["3d_fullres"].spacing, [1.0, 0.4, 0.4]);
+    let little = ask(Planner::Default, Some(0.05), Some([1.0, 0.4, 0.4]));
+    let voxels = |p: &Plan| -> usize { p.configurations["3d_fullres"].patch_size.iter().product() };
+    assert!(voxels(&little) < voxels(&finer));
+    let residual = ask(Planner::ResEncL, None, None);
+    assert_eq!(residual.plans_name, "nnUNetResEncUNetLPlans");
+    let unet = &residual.configurations["2d"].architecture;
+    assert!(unet.network_class_name.ends_with("ResidualEncoderUNet"));
     assert_eq!(
-        rgb.configurations["2d"].normalisation,
-        [Normalisation::RgbTo01; 3]
+        unet.arch_kwargs.n_blocks_per_stage.as_ref().unwrap()[..3],
+        [1, 3, 4]
     );
 }
 
 #[test]
-fn a_plan_says_what_is_odd() {
+fn a_fingerprint_says_what_is_odd() {
     let folder = tempfile::tempdir().unwrap();
     small_dataset(folder.path(), 2);
-    write_labels(
-        &folder.path().join("labelsTr/case_1.png"),
-        &square(12, 10, 0),
-    )
-    .unwrap();
-    let notes = Plan::make(&Dataset::open(folder.path()).unwrap(), &|_, _| {})
-        .unwrap()
-        .notes
-        .join("\n");
+    let blank = |case: &str| {
+        let path = folder.path().join(format!("labelsTr/{case}.png"));
+        write_labels(&path, &square(12, 10, 0)).unwrap();
+    };
+    let take = || Fingerprint::take(&Dataset::open(folder.path()).unwrap(), 1, &|_| {});
+    blank("case_1");
+    let notes = take().unwrap().notes.join("\n");
     assert!(
         notes.contains("numTraining 3")
             && notes.contains("1 training cases have no foreground: case_1"),
@@ -237,74 +208,20 @@ fn a_plan_says_what_is_odd() {
         r#"{"background": 0, "a": 1}"#,
         ".png",
     );
-    write_labels(
-        &folder.path().join("labelsTr/case_0.png"),
-        &square(12, 10, 0),
-    )
-    .unwrap();
-    let error = Plan::make(&Dataset::open(folder.path()).unwrap(), &|_, _| {})
-        .unwrap_err()
-        .to_string();
+    blank("case_0");
+    let error = take().unwrap_err().to_string();
     assert!(error.contains("no label map has foreground"), "{error}");
-}
-
-/// The golden's volume under each scheme; the CT statistics are those that the golden was made with.
-#[test]
-fn normalisation_is_nnunets() {
-    let golden = tensors(&fixtures().join("normalization.safetensors"));
-    let tensor = |name: &str| golden.iter().find(|t| t.0 == name).unwrap().1.clone();
-    // `ct_properties` in the golden's metadata.
-    let ct = Intensity {
-        mean: 51.25,
-        std: 180.5,
-        percentile_00_5: -412.0,
-        median: 0.0,
-        percentile_99_5: 733.5,
-        min: 0.0,
-        max: 0.0,
-    };
-    let cases = [
-        ("image", "zscore_nomask", Normalisation::ZScore),
-        ("image", "ct", Normalisation::Ct),
-        ("image", "nonorm", Normalisation::None),
-        ("image", "rescale01", Normalisation::RescaleTo01),
-        ("rgb", "rgb01", Normalisation::RgbTo01),
-        ("constant", "zscore_constant", Normalisation::ZScore),
-        ("constant", "rescale01_constant", Normalisation::RescaleTo01),
-    ];
-    let plan = Plan::make(&raw("Dataset722_SynthRGB"), &|_, _| {}).unwrap();
-    for (input, output, how) in cases {
-        let mut configuration = plan.configuration("2d").unwrap().clone();
-        configuration.normalisation = vec![how];
-        configuration.intensity = vec![ct];
-        let input = tensor(input)
-            .mapv(|v| v as f32)
-            .insert_axis(ndarray::Axis(0));
-        let mut image = Image {
-            geometry: Geometry::unit(input.ndim() - 1),
-            data: input,
-        };
-        normalise(&mut image, &configuration).unwrap();
-        let expected = tensor(output);
-        for (found, expected) in image.data.iter().zip(&expected) {
-            // float32 sums in the peer; README of the goldens suggests 1e-5.
-            assert!(
-                (f64::from(*found) - expected).abs() < 1e-5,
-                "{output}: {found} is not {expected}"
-            );
-        }
-    }
 }
 
 #[test]
 fn colours_out_of_range_are_refused() {
-    let plan = Plan::make(&raw("Dataset722_SynthRGB"), &|_, _| {}).unwrap();
+    let plan = planned(&raw("Dataset722_SynthRGB"));
     let data = ndarray::ArrayD::from_elem(ndarray::IxDyn(&[3, 4, 4]), 300.0);
     let image = Image {
         data,
         geometry: Geometry::unit(2),
     };
-    let error = prepare_case("loud", image, None, plan.configuration("2d").unwrap())
+    let error = prepare_case("loud", &image, None, &plan, &plan.configurations["2d"])
         .unwrap_err()
         .to_string();
     assert!(
@@ -316,37 +233,165 @@ fn colours_out_of_range_are_refused() {
 #[test]
 fn prepared_cases_know_their_foreground() {
     let dataset = raw("Dataset721_SynthAniso");
-    let plan = Plan::make(&dataset, &|_, _| {}).unwrap();
+    let plan = planned(&dataset);
     let (image, label) = dataset.load_case("case_004", Split::Training).unwrap();
-    let values = label.data.clone();
-    let case = prepare_case(
-        "case_004",
-        image,
-        Some(label),
-        plan.configuration("3d_fullres").unwrap(),
-    )
-    .unwrap();
-    // This case lacks class 3.
-    assert_eq!(
-        case.foreground.iter().map(|f| f.0).collect::<Vec<_>>(),
-        [1, 2]
-    );
-    let flat: Vec<i16> = values.iter().copied().collect();
-    for (class, voxels) in &case.foreground {
-        assert!(
-            voxels.iter().all(|&v| flat[v] == *class) && voxels.windows(2).all(|w| w[0] < w[1])
-        );
-        assert_eq!(voxels.len(), flat.iter().filter(|l| *l == class).count());
+    let configuration = plan.configuration("3d_fullres").unwrap();
+    let case = prepare_case("case_004", &image, Some(&label), &plan, configuration).unwrap();
+    let located = case.locations(&[vec![1], vec![2], vec![3], vec![1, 2]]);
+    let flat: Vec<i16> = case.seg.iter().copied().collect();
+    for (class, voxels) in (1..).zip(&located[..3]) {
+        assert!(voxels.iter().all(|&v| flat[v as usize] == class));
+        assert!(voxels.windows(2).all(|w| w[0] < w[1]));
+        assert_eq!(voxels.len(), flat.iter().filter(|l| **l == class).count());
     }
+    // This case lacks class 3.
+    assert!(located[2].is_empty());
+    assert_eq!(located[3].len(), located[0].len() + located[1].len());
     // A picture for a volume's network is refused.
     let flat = Image {
         data: ndarray::ArrayD::zeros(ndarray::IxDyn(&[2, 4, 4])),
         geometry: Geometry::unit(2),
     };
-    let error = prepare_case("p", flat, None, plan.configuration("3d_fullres").unwrap())
+    let error = prepare_case("p", &flat, None, &plan, configuration)
         .unwrap_err()
         .to_string();
     assert!(error.contains("choose the configuration 2d"), "{error}");
+}
+
+/// Preprocessed cases on the disk: made once, made again when an input changes, the same patches from there as from memory.
+#[test]
+fn a_cache_is_filled_once_and_notices_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("data");
+    small_dataset(&root, 3);
+    let dataset = Dataset::open(&root).unwrap();
+    let plan = planned(&dataset);
+    let configuration = &plan.configurations["2d"];
+    let cache = Cache::new(&folder.path().join("preprocessed"), configuration);
+    let ids = dataset.training_ids();
+    let fill = || cache.fill(&dataset, &ids, &plan, configuration, 2, &|_| {});
+    assert_eq!(fill().unwrap(), Made { made: 3, kept: 0 });
+    assert_eq!(fill().unwrap(), Made { made: 0, kept: 3 });
+    write_labels(&root.join("labelsTr/case_1.png"), &square(12, 10, 1)).unwrap();
+    assert_eq!(fill().unwrap(), Made { made: 1, kept: 2 });
+    std::fs::write(cache.path("case_2"), b"cut short").unwrap();
+    assert_eq!(fill().unwrap(), Made { made: 1, kept: 2 });
+
+    let settings = PatchSettings {
+        training_patch: vec![8, 8],
+        batch_size: 4,
+        oversample_foreground: 0.5,
+        augment: Augmentation::default(),
+        ignore_label: None,
+        seed: 3,
+    };
+    let stored = cache.open(&ids).unwrap();
+    let fresh: Vec<TrainingCase> = ids
+        .iter()
+        .map(|id| {
+            let (image, label) = dataset.load_case(id, Split::Training).unwrap();
+            let case = prepare_case(id, &image, Some(&label), &plan, configuration).unwrap();
+            TrainingCase::new(case, &[vec![1]], None)
+        })
+        .collect();
+    for index in 0..5 {
+        assert_eq!(
+            draw_batch(&stored, &settings, index),
+            draw_batch(&fresh, &settings, index)
+        );
+    }
+
+    // All broken cases are named, and the others are done.
+    for case in ["case_0", "case_2"] {
+        std::fs::write(root.join(format!("imagesTr/{case}_0000.png")), b"x").unwrap();
+    }
+    std::fs::remove_file(cache.path("case_1")).unwrap();
+    let error = fill().unwrap_err().to_string();
+    assert!(
+        error.contains("case_0") && error.contains("case_2"),
+        "{error}"
+    );
+    assert!(cache.path("case_1").is_file());
+}
+
+/// Where labels are missing, patches show what is annotated, and the rest is marked.
+#[test]
+fn ignored_voxels_are_marked() {
+    let folder = tempfile::tempdir().unwrap();
+    small_dataset(folder.path(), 1);
+    describe(
+        folder.path(),
+        r#"{"0": "T1"}"#,
+        r#"{"background": 0, "square": 1, "ignore": 2}"#,
+        ".png",
+    );
+    write_labels(
+        &folder.path().join("labelsTr/case_0.png"),
+        &square(12, 10, 2),
+    )
+    .unwrap();
+    let dataset = Dataset::open(folder.path()).unwrap();
+    assert_eq!(dataset.info.ignore_label, Some(2));
+    assert_eq!(dataset.info.annotated(), Some(vec![-1, 0, 1]));
+    let plan = planned(&dataset);
+    let (image, label) = dataset.load_case("case_0", Split::Training).unwrap();
+    let configuration = &plan.configurations["2d"];
+    let case = prepare_case("case_0", &image, Some(&label), &plan, configuration).unwrap();
+    let case = TrainingCase::new(case, &[vec![1]], dataset.info.annotated().as_deref());
+    let settings = PatchSettings {
+        training_patch: vec![12, 10],
+        batch_size: 1,
+        oversample_foreground: 0.0,
+        augment: Augmentation::none(),
+        ignore_label: dataset.info.ignore_label,
+        seed: 3,
+    };
+    let batch = draw_batch(&[case], &settings, 0);
+    let expected: Vec<i64> = label
+        .data
+        .iter()
+        .map(|l| if *l == 2 { -1 } else { i64::from(*l) })
+        .collect();
+    assert_eq!(batch.label, expected);
+}
+
+#[test]
+fn regions_are_read_and_painted_in_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    small_dataset(folder.path(), 1);
+    let write = |text: &str| {
+        let path = folder.path().join("dataset.json");
+        std::fs::write(&path, text).unwrap();
+        DatasetJson::read(&path)
+    };
+    let info = write(
+        r#"{"channel_names": {"0": "T1"}, "numTraining": 1, "file_ending": ".png", "regions_class_order": [2, 1],
+            "labels": {"background": 0, "whole": [1, 2], "core": 1}}"#,
+    )
+    .unwrap();
+    assert_eq!(info.outputs(), 2);
+    assert_eq!(info.label_values(), [0, 1, 2]);
+    assert_eq!(info.foreground()[0], ("whole".to_owned(), vec![1, 2]));
+    assert_eq!(info.decision(), Decision::Regions(vec![2, 1]));
+    let again = serde_json::to_string(&info).unwrap();
+    assert_eq!(write(&again).unwrap(), info);
+
+    // (K, Z, Y, X): both regions, the outer alone, neither
+    let probabilities =
+        ndarray::Array4::from_shape_vec((2, 1, 1, 3), vec![0.9, 0.8, 0.2, 0.7, 0.1, 0.3]).unwrap();
+    let labels = info.decision().labels_of(probabilities.view());
+    assert_eq!(labels.iter().copied().collect::<Vec<_>>(), [1, 2, 0]);
+
+    let error = write(
+        r#"{"channel_names": {"0": "T1"}, "numTraining": 1, "file_ending": ".png",
+            "labels": {"background": 0, "whole": [1, 2], "core": 1}}"#,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("regions_class_order") && error.contains("whole, core"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -3,53 +3,49 @@
 
 use std::sync::Arc;
 
-use ndarray::{ArrayD, Dimension, IxDyn};
+use ndarray::{Array3, Array4};
 use vision_mamba_datasets::augment::{Mirroring, Rotation, Scaling};
 use vision_mamba_datasets::{
-    draw_batch, prepare_case, Augmentation, Configuration, Geometry, Image, Intensity, LabelMap,
-    Normalisation, PatchSettings, Prefetch, PreparedCase,
+    draw_batch, Augmentation, Geometry, PatchSettings, Prefetch, PreparedCase, SourceGrid,
+    TrainingCase,
 };
 
-fn as_is(spatial_dims: usize) -> Configuration {
-    let intensity = Intensity {
-        mean: 0.0,
-        std: 1.0,
-        percentile_00_5: 0.0,
-        median: 0.0,
-        percentile_99_5: 0.0,
-        min: 0.0,
-        max: 0.0,
+/// Channel 0 is 1 + the linear index, channel 1 its negative; one voxel in a hundred or so is of class 1 or 2.
+fn prepared(id: &str, size: &[usize]) -> PreparedCase {
+    let size = match *size {
+        [y, x] => [1, y, x],
+        [z, y, x] => [z, y, x],
+        _ => panic!("{size:?}"),
     };
-    Configuration {
-        spatial_dims,
-        training_patch: vec![8; spatial_dims],
-        batch_size: 2,
-        normalisation: vec![Normalisation::None; 2],
-        spacing: vec![1.0; spatial_dims],
-        intensity: vec![intensity; 2],
+    let n: usize = size.iter().product();
+    let value = |i: usize| 1.0 + i as f32;
+    let image = Array4::from_shape_vec(
+        (2, size[0], size[1], size[2]),
+        (0..n).map(value).chain((0..n).map(|i| -value(i))).collect(),
+    );
+    let label = |i: usize| if i % 97 == 5 { 1 + (i % 2) as i16 } else { 0 };
+    PreparedCase {
+        id: id.into(),
+        image: image.unwrap(),
+        seg: Array3::from_shape_vec(size, (0..n).map(label).collect()).unwrap(),
+        labelled: true,
+        source: SourceGrid {
+            spacing: [1.0; 3],
+            size,
+            bounds: size.map(|n| [0, n]),
+            transpose_backward: [0, 1, 2],
+            spatial_dims: 3,
+            geometry: Geometry::unit(3),
+        },
     }
 }
 
-/// Channel 0 is 1 + the linear index, channel 1 its negative; one voxel in a hundred or so is of class 1 or 2.
-fn case(id: &str, size: &[usize]) -> PreparedCase {
-    let n: usize = size.iter().product();
-    let first: Vec<f32> = (0..n).map(|i| 1.0 + i as f32).collect();
-    let second = first.iter().map(|v| -v);
-    let values: Vec<f32> = first.iter().copied().chain(second).collect();
-    let labels = (0..n)
-        .map(|i| if i % 97 == 5 { 1 + (i % 2) as i16 } else { 0 })
-        .collect();
-    let mut shape = vec![2];
-    shape.extend(size);
-    let image = Image {
-        data: ArrayD::from_shape_vec(IxDyn(&shape), values).unwrap(),
-        geometry: Geometry::unit(size.len()),
-    };
-    let label = LabelMap {
-        data: ArrayD::from_shape_vec(IxDyn(size), labels).unwrap(),
-        geometry: Geometry::unit(size.len()),
-    };
-    prepare_case(id, image, Some(label), &as_is(size.len())).unwrap()
+fn training(case: PreparedCase) -> TrainingCase {
+    TrainingCase::new(case, &[vec![1], vec![2]], None)
+}
+
+fn case(id: &str, size: &[usize]) -> TrainingCase {
+    training(prepared(id, size))
 }
 
 fn settings(patch: &[usize], augment: Augmentation) -> PatchSettings {
@@ -58,11 +54,12 @@ fn settings(patch: &[usize], augment: Augmentation) -> PatchSettings {
         batch_size: 6,
         oversample_foreground: 0.33,
         augment,
+        ignore_label: None,
         seed: 42,
     }
 }
 
-fn sets() -> [(Vec<PreparedCase>, Vec<usize>); 4] {
+fn sets() -> [(Vec<TrainingCase>, Vec<usize>); 4] {
     [
         (
             vec![case("a", &[40, 50]), case("b", &[33, 21])],
@@ -121,8 +118,7 @@ fn patches_are_cut_whole() {
             assert_eq!(batch.shape[2..], patch);
             for sample in 0..6 {
                 let source = cases.iter().find(|c| c.id == batch.ids[sample]).unwrap();
-                let label = source.label.as_ref().unwrap();
-                let label = label.as_slice().unwrap();
+                let label = |i: usize| if i % 97 == 5 { 1 + (i % 2) as i64 } else { 0 };
                 let image = &batch.image[2 * sample * voxels..2 * (sample + 1) * voxels];
                 let mut shown = 0;
                 for voxel in 0..voxels {
@@ -131,13 +127,13 @@ fn patches_are_cut_whole() {
                     let expected = if value == 0.0 {
                         0
                     } else {
-                        label[value as usize - 1].into()
+                        label(value as usize - 1)
                     };
                     assert_eq!(found, expected);
                     shown += usize::from(value > 0.0);
                 }
                 // As much of the image as fits is in the patch.
-                let size = &source.image.shape()[source.image.ndim() - patch.len()..];
+                let size = &source.shape[source.shape.len() - patch.len()..];
                 assert_eq!(
                     shown,
                     size.iter()
@@ -153,13 +149,11 @@ fn patches_are_cut_whole() {
 /// nnU-Net's rule: of 6 samples, those from round(6 * 0.67) = 4 on show foreground.
 #[test]
 fn the_last_samples_show_foreground() {
-    let mut quiet = case("quiet", &[40, 50]);
-    let mut label = ArrayD::<i16>::zeros(IxDyn(&[40, 50]));
-    label[[2, 47]] = 1;
-    label[[30, 3]] = 2;
-    quiet.foreground = vec![(1, vec![2 * 50 + 47]), (2, vec![30 * 50 + 3])];
-    quiet.label = Some(label);
-    let cases = [quiet];
+    let mut quiet = prepared("quiet", &[40, 50]);
+    quiet.seg.fill(0);
+    quiet.seg[[0, 2, 47]] = 1;
+    quiet.seg[[0, 30, 3]] = 2;
+    let cases = [training(quiet)];
     let settings = settings(
         &[8, 8],
         Augmentation {
@@ -184,10 +178,13 @@ fn the_last_samples_show_foreground() {
 
 #[test]
 fn a_case_without_foreground_is_drawn_from_all_the_same() {
-    let mut empty = case("empty", &[20, 20]);
-    empty.label = Some(ArrayD::zeros(IxDyn(&[20, 20])));
-    empty.foreground.clear();
-    let batch = draw_batch(&[empty], &settings(&[8, 8], Augmentation::default()), 0);
+    let mut empty = prepared("empty", &[20, 20]);
+    empty.seg.fill(0);
+    let batch = draw_batch(
+        &[training(empty)],
+        &settings(&[8, 8], Augmentation::default()),
+        0,
+    );
     assert!(batch.label.iter().all(|&l| l == 0) && batch.image.iter().any(|&v| v != 0.0));
 }
 
@@ -207,19 +204,16 @@ fn labels_follow_the_image_through_rotation_and_scaling() {
         ..Augmentation::none()
     };
     for size in [vec![40, 50], vec![30, 32, 34]] {
-        let mut case = case("blobs", &size);
+        let mut blobs = prepared("blobs", &size);
         // Class 1 where the image is 10: a block off the centre.
-        let mut label = ArrayD::<i16>::zeros(IxDyn(&size));
-        for (index, value) in label.indexed_iter_mut() {
-            let inside = (0..size.len()).all(|axis| (8..22).contains(&index[axis]));
-            *value = inside.into();
+        let inside = |n: usize| (8..22).contains(&n);
+        for ((z, y, x), label) in blobs.seg.indexed_iter_mut() {
+            *label = ((size.len() == 2 || inside(z)) && inside(y) && inside(x)).into();
         }
-        let mut shape = vec![2];
-        shape.extend(&size);
-        case.image = ArrayD::from_shape_fn(IxDyn(&shape), |index| {
-            10.0 * f32::from(label[&index.as_array_view().as_slice().unwrap()[1..]])
-        });
-        case.label = Some(label);
+        for mut channel in blobs.image.outer_iter_mut() {
+            channel.zip_mut_with(&blobs.seg, |v, l| *v = 10.0 * f32::from(*l));
+        }
+        let case = training(blobs);
         let patch = vec![16; size.len()];
         let (mut agreeing, mut sure, mut ones) = (0, 0, 0);
         for index in 0..20 {
@@ -251,7 +245,7 @@ fn labels_follow_the_image_through_rotation_and_scaling() {
 
 #[test]
 fn settings_out_of_range() {
-    let cases = [case("a", &[20, 20])];
+    let cases = Arc::new(vec![case("a", &[20, 20])]);
     let good = settings(&[8, 8], Augmentation::default());
     good.validate(&cases).unwrap();
     let mut bad = Vec::new();
@@ -262,7 +256,6 @@ fn settings_out_of_range() {
     };
     add("training_patch", &|s| s.training_patch = vec![8]);
     add("training_patch", &|s| s.training_patch = vec![8, 0]);
-    add("the patch [8, 8, 8]", &|s| s.training_patch = vec![8, 8, 8]);
     add("batch_size", &|s| s.batch_size = 0);
     add("oversample_foreground", &|s| {
         s.oversample_foreground = f64::NAN
@@ -286,20 +279,13 @@ fn settings_out_of_range() {
     for (field, settings) in bad {
         let message = settings.validate(&cases).unwrap_err().to_string();
         assert!(message.contains(field), "{message}");
-        assert!(Prefetch::new(Arc::new(cases.to_vec()), settings, 0..1, 1).is_err());
+        assert!(Prefetch::new(cases.clone(), settings, 0..1, 1).is_err());
     }
     assert!(good
         .validate(&[])
         .unwrap_err()
         .to_string()
         .contains("at least one"));
-    let mut unlabelled = case("u", &[20, 20]);
-    unlabelled.label = None;
-    assert!(good
-        .validate(&[unlabelled])
-        .unwrap_err()
-        .to_string()
-        .contains("no label map"));
     let unknown = serde_json::from_str::<Augmentation>(r#"{"gama": {}}"#)
         .unwrap_err()
         .to_string();

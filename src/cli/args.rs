@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use vision_mamba_datasets::Planner;
+
+use crate::losses::LossKind;
 use crate::runtime::DeviceChoice;
 
 /// Train, predict and evaluate Vision Mamba segmentation networks.
@@ -54,7 +57,7 @@ pub enum Command {
     /// Look into checkpoints, and take over those of the Python originals
     #[command(subcommand)]
     Weights(WeightsCommand),
-    /// Look at a data set and print the decisions training would take
+    /// Plan a data set as nnU-Net does and preprocess its cases
     Plan(PlanArgs),
     /// Train a network on an nnU-Net v2 raw data set
     Train(Box<TrainArgs>),
@@ -197,9 +200,58 @@ pub struct ModelsShowArgs {
 pub struct PlanArgs {
     /// The nnU-Net v2 raw data set (dataset.json, imagesTr, labelsTr)
     pub dataset: PathBuf,
-    /// Where to write plans.json [default: print it]
-    #[arg(long, value_name = "FILE")]
+    /// The folder for dataset_fingerprint.json, plans.json and the preprocessed cases [default: DATASET_DIR/preprocessed]
+    #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Whose decisions to take
+    #[arg(long, value_enum, default_value = "default")]
+    pub planner: PlannerChoice,
+    /// GPU memory that training should fit into, in GB [default: the planner's, 8 for `default`]
+    #[arg(long, value_name = "GB")]
+    pub memory: Option<f64>,
+    /// Spacing to resample to instead of the planned one, in the order of the file's array (slowest axis first), as 3x0.8x0.8
+    #[arg(long, value_name = "ZxYxX")]
+    pub spacing: Option<String>,
+    /// Use this plans file, nnU-Net's own for example, instead of planning
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["planner", "memory", "spacing"])]
+    pub plans: Option<PathBuf>,
+    /// Preprocess this configuration only; may be given several times [default: all but the cascade]
+    #[arg(short, long, value_name = "NAME")]
+    pub configuration: Vec<String>,
+    /// Decide only
+    #[arg(long)]
+    pub no_preprocess: bool,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A planner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlannerChoice {
+    /// nnU-Net v2's default
+    Default,
+    /// Residual encoder U-Net, the memory of the default
+    ResencM,
+    /// Residual encoder U-Net, 24 GB
+    ResencL,
+    /// Residual encoder U-Net, 40 GB
+    ResencXl,
+    /// The default of the nnU-Net 2.1.1 that U-Mamba carries
+    UMamba,
+}
+
+impl PlannerChoice {
+    /// The planner.
+    pub fn planner(self) -> Planner {
+        match self {
+            Self::Default => Planner::Default,
+            Self::ResencM => Planner::ResEncM,
+            Self::ResencL => Planner::ResEncL,
+            Self::ResencXl => Planner::ResEncXl,
+            Self::UMamba => Planner::UMamba,
+        }
+    }
 }
 
 /// A learning-rate schedule.
@@ -247,8 +299,8 @@ pub struct TrainArgs {
     /// Weights to start from: .pth, .ckpt or .safetensors; what fits by name and shape is taken, the rest is told and starts anew
     #[arg(long, value_name = "FILE")]
     pub pretrained: Option<PathBuf>,
-    /// Whole volumes or slices [default: 2d for 2-D images, else what the preset is made for]
-    #[arg(long, value_name = "2d|3d_fullres", value_parser = ["2d", "3d_fullres"])]
+    /// A configuration of the plan: slices, whole volumes, coarse volumes [default: 2d or 3d_fullres, what the preset is made for]
+    #[arg(long, value_name = "2d|3d_fullres|3d_lowres")]
     pub configuration: Option<String>,
     /// The fold of the five-fold split that is held out, or `all` to train on everything
     #[arg(long, default_value = "0", value_name = "0..4|all")]
@@ -271,6 +323,15 @@ pub struct TrainArgs {
     /// Size of the training patch, slowest axis first, as 96x160 or 48x96x96 [default: the plan's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub patch_size: Option<Size>,
+    /// The folder that `plan` made [default: DATASET_DIR/preprocessed if it is there, else the run folder]
+    #[arg(long, value_name = "DIR")]
+    pub preprocessed: Option<PathBuf>,
+    /// The loss
+    #[arg(long, value_enum, default_value = "dice_ce")]
+    pub loss: LossKind,
+    /// Average the gradients of so many batches before a step
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub accumulate: u64,
     /// The optimiser
     #[arg(long, value_enum, default_value = "sgd")]
     pub optimizer: OptimizerChoice,
@@ -358,6 +419,9 @@ pub struct PredictArgs {
     /// Do not average over mirrored inputs (faster)
     #[arg(long)]
     pub no_mirroring: bool,
+    /// Write the class probabilities of each case too, as CASE.npz (`probabilities`: float32, C x Z x Y x X on the image's grid)
+    #[arg(long)]
+    pub save_probabilities: bool,
     /// Keep label maps that are already there
     #[arg(long)]
     pub skip_existing: bool,

@@ -84,7 +84,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Weights(WeightsCommand::Import(args)) => {
             commands::weights::import_file(&args, printer)
         }
-        Command::Plan(args) => commands::plan::run(&args, printer),
+        Command::Plan(args) => commands::plan::run(&args, &global, printer),
         Command::Train(args) => commands::train::run(&args, &global, printer),
         Command::Predict(args) => commands::predict::run(&args, &global, printer),
         Command::Export(args) => commands::export::run(&args, &global, printer),

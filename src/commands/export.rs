@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use tch::Device;
-use vision_mamba_datasets::Plan;
+use vision_mamba_datasets::{DatasetJson, Plan};
 use vision_mamba_models::export::export;
 use vision_mamba_models::{build, weights, ModelError, NetworkSpec, Task};
 
@@ -86,11 +86,15 @@ fn of_run(args: &ExportArgs, run: &std::path::Path) -> Result<Source> {
     let folder = RunFolder::open(run)?;
     let config: RunConfig = RunFolder::read_json(&folder.config())?;
     let plan = Plan::read(&folder.plans())?;
+    let info = DatasetJson::read(&folder.dataset())?;
     let configuration = plan.configuration(&config.configuration)?;
     let told = serde_json::json!({
         "preset": config.preset,
-        "labels": plan.labels,
-        "channel_names": plan.channel_names,
+        "labels": info.labels,
+        "regions": info.regions,
+        "channel_names": info.channel_names,
+        "transpose_forward": plan.transpose_forward,
+        "foreground_intensity_properties_per_channel": plan.foreground_intensity_properties_per_channel,
         "configuration": configuration,
         "mirror_axes": config.training.mirror_axes,
     });

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
-use vision_mamba_datasets::{images_in, load_channels, write_labels, InputCase};
+use vision_mamba_datasets::{images_in, load_channels, probabilities, write_labels, InputCase};
 
+use super::train::label_ending;
 use crate::cli::args::{Global, PredictArgs};
 use crate::cli::exit::{Interrupted, Misuse};
 use crate::cli::printer::Printer;
@@ -39,8 +40,9 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
         .collect::<Result<Vec<_>>>()?;
     let first = members.first().context("no --run was given")?;
     for (member, run) in members.iter().zip(&args.runs) {
-        if member.plan.labels != first.plan.labels
-            || member.plan.channel_names != first.plan.channel_names
+        if member.info.labels != first.info.labels
+            || member.info.regions != first.info.regions
+            || member.info.channel_names != first.info.channel_names
         {
             return Err(Misuse::error(format!(
                 "{} was trained with other labels or channels than {}; an ensemble needs the same",
@@ -51,8 +53,8 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
     }
     let cases = images_in(
         &args.input,
-        &first.plan.file_ending,
-        first.plan.channel_names.len(),
+        &first.info.file_ending,
+        first.info.channel_names.len(),
     )?;
     let single_file = args.input.is_file();
     if single_file && !args.output.is_dir() {
@@ -66,7 +68,7 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
     }
     let targets: Vec<PathBuf> = cases
         .iter()
-        .map(|case| target(args, single_file, &case.id, &first.plan.file_ending))
+        .map(|case| target(args, single_file, &case.id, &first.info.file_ending))
         .collect();
     let folder = if single_file && !args.output.is_dir() {
         args.output.parent()
@@ -82,6 +84,7 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
     let options = PredictOptions {
         tile_step: args.tile_step,
         mirroring: !args.no_mirroring,
+        probabilities: args.save_probabilities,
     };
     let mut bar = Progress::new(printer, "predicting", cases.len() as u64);
     let mut failures = Vec::new();
@@ -139,22 +142,25 @@ fn predict_case(
     stop: &StopFlag,
 ) -> Result<()> {
     let image = load_channels(case, channel_names(members))?;
-    let labels = segment(members, &image, options, &mut || match stop.is_set() {
+    let prediction = segment(members, &image, options, &mut || match stop.is_set() {
         true => Err(Interrupted.into()),
         false => Ok(()),
     })?;
-    write_labels(target, &labels)?;
+    if let Some(values) = &prediction.probabilities {
+        probabilities::write(&probabilities::beside(target), values)?;
+    }
+    write_labels(target, &prediction.labels)?;
     Ok(())
 }
 
 fn channel_names(members: &[Member]) -> &[String] {
-    members.first().map_or(&[], |m| &m.plan.channel_names)
+    members.first().map_or(&[], |m| &m.info.channel_names)
 }
 
 fn target(args: &PredictArgs, single_file: bool, id: &str, ending: &str) -> PathBuf {
     if single_file && !args.output.is_dir() {
         args.output.clone()
     } else {
-        args.output.join(format!("{id}{ending}"))
+        args.output.join(format!("{id}{}", label_ending(ending)))
     }
 }

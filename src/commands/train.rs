@@ -1,14 +1,14 @@
 //! `train`: settings from options or from the run folder, data prepared, trained, validated.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tch::Device;
 use vision_mamba_datasets::{
-    fold, prepare_case, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice,
-    Plan, PreparedCase, Split,
+    fold, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice, Plan, Planner,
+    Split,
 };
 use vision_mamba_models::weights::{import, Checkpoint};
 use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec, Task};
@@ -22,7 +22,7 @@ use crate::cli::progress::Progress;
 use crate::engine::config::{RunConfig, TrainingConfig};
 use crate::engine::optimizer::OptimizerConfig;
 use crate::engine::run_folder::{write_json, RunFolder};
-use crate::engine::schedule::Schedule;
+use crate::engine::schedule::{poly_power, Schedule};
 use crate::engine::train::Trainer;
 use crate::inference::volume::{segment, Member, PredictOptions};
 use crate::losses::DiceOver;
@@ -65,31 +65,29 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
         config.training.batch_size
     ));
     let configuration = plan.configuration(&config.configuration)?;
-    let training = prepare(
+    let preprocessed = Path::new(&config.preprocessed).to_path_buf();
+    let mut ids = config.training_ids.clone();
+    ids.extend(config.validation_ids.iter().cloned());
+    ids.sort();
+    ids.dedup();
+    let cache = super::plan::fill(
+        &preprocessed,
         &dataset,
-        &config.training_ids,
-        configuration,
+        &ids,
+        &plan,
+        (&config.configuration, configuration),
+        super::plan::threads(global),
         printer,
-        "reading training cases",
     )?;
-    let validation = if config.fold == "all" {
-        training.clone()
-    } else {
-        prepare(
-            &dataset,
-            &config.validation_ids,
-            configuration,
-            printer,
-            "reading validation cases",
-        )?
-    };
+    let training = cache.open(&config.training_ids)?;
+    let validation = cache.open(&config.validation_ids)?;
     let stop = StopFlag::listen("step", printer)?;
     let trainer = Trainer {
         config: &config,
         folder: &folder,
         built: &built,
         device,
-        classes: plan.labels.len(),
+        info: &dataset.info,
         workers: workers(args),
         stop: &stop,
         printer,
@@ -97,7 +95,48 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     trainer.run(Arc::new(training), &validation, args.resume)?;
     validate(
         &folder, config, plan, built, device, &dataset, &stop, printer,
-    )
+    )?;
+    if preprocessed == own_folder(&folder) {
+        // made for this run alone, and it is over
+        std::fs::remove_dir_all(&preprocessed)
+            .with_context(|| format!("cannot remove {}", preprocessed.display()))?;
+    }
+    Ok(())
+}
+
+/// Where a run keeps its preprocessed cases when the data set has none.
+fn own_folder(folder: &RunFolder) -> PathBuf {
+    folder.root().join("preprocessed")
+}
+
+/// The plan, and where its preprocessed cases are or are to be: those that `plan` made, or the run's own.
+fn find_plan(
+    args: &TrainArgs,
+    global: &Global,
+    dataset: &Dataset,
+    folder: &RunFolder,
+    printer: &Printer,
+) -> Result<(Plan, PathBuf)> {
+    let planned = args
+        .preprocessed
+        .clone()
+        .or_else(|| Some(super::plan::default_folder(&args.dataset)))
+        .filter(|f| super::plan::plans_file(f).is_file());
+    if let Some(planned) = planned {
+        let plan = Plan::read(&super::plan::plans_file(&planned))?;
+        return Ok((plan, std::fs::canonicalize(&planned)?));
+    }
+    if let Some(folder) = &args.preprocessed {
+        return Err(Misuse::error(format!(
+            "--preprocessed {}: it holds no plans.json; make it with `vision-mamba plan {} --out {0}`",
+            folder.display(),
+            args.dataset.display()
+        )));
+    }
+    let fingerprint = super::plan::fingerprint(dataset, super::plan::threads(global), printer)?;
+    let plan = super::plan::from_fingerprint(dataset, &fingerprint, Planner::Default, None, None);
+    let own = std::fs::canonicalize(folder.root())?.join("preprocessed");
+    Ok((plan, own))
 }
 
 /// Takes over what fits of a checkpoint; one of which next to nothing fits is another network's.
@@ -175,10 +214,10 @@ fn start(
     };
     // An existing run is refused before any work is done.
     let folder = RunFolder::create(&args.out)?;
-    let plan = super::plan::make(dataset, printer)?;
+    let (plan, preprocessed) = find_plan(args, global, dataset, &folder, printer)?;
     let configuration_name = configuration_name(args, &plan, &spec)?;
     let configuration = &plan.configurations[&configuration_name];
-    let (network, training_patch) = fit_network(args, &spec, &plan, configuration)?;
+    let (network, training_patch) = fit_network(args, &spec, dataset, configuration)?;
     let choice: FoldChoice = args
         .fold
         .parse()
@@ -187,7 +226,7 @@ fn start(
         DataError::Setting { .. } => Misuse::error(e.to_string()),
         e => e.into(),
     })?;
-    let mirror_axes = mirror_axes(args, configuration.spatial_dims)?;
+    let mirror_axes = mirror_axes(args, configuration.spatial_dims())?;
     let config = RunConfig {
         versions: BTreeMap::from([
             (
@@ -204,6 +243,7 @@ fn start(
         network,
         pretrained,
         dataset: std::fs::canonicalize(&args.dataset)?.display().to_string(),
+        preprocessed: preprocessed.display().to_string(),
         configuration: configuration_name,
         fold: args.fold.clone(),
         training_ids: ids.train,
@@ -249,13 +289,17 @@ fn configuration_name(args: &TrainArgs, plan: &Plan, spec: &NetworkSpec) -> Resu
     };
     match plan.configurations.get(&wanted) {
         None => Err(Misuse::error(format!(
-            "this data set has no configuration '{wanted}' (its images are 2-D); use one of: {}",
+            "this data set's plan has no configuration '{wanted}'; use one of: {}",
             plan.configurations.keys().cloned().collect::<Vec<_>>().join(", ")
         ))),
-        Some(c) if spec.spatial_dims() != c.spatial_dims => Err(Misuse::error(format!(
+        Some(c) if spec.spatial_dims() != c.spatial_dims() => Err(Misuse::error(format!(
             "the network works in {}-D but configuration '{wanted}' is {}-D; choose another --model or --configuration",
             spec.spatial_dims(),
-            c.spatial_dims
+            c.spatial_dims()
+        ))),
+        Some(c) if c.previous_stage.is_some() => Err(Misuse::error(format!(
+            "configuration '{wanted}' refines the predictions of '{}', which is not trained here; choose 3d_fullres or 3d_lowres",
+            c.previous_stage.as_deref().unwrap_or_default()
         ))),
         Some(_) => Ok(wanted),
     }
@@ -266,10 +310,10 @@ fn configuration_name(args: &TrainArgs, plan: &Plan, spec: &NetworkSpec) -> Resu
 fn fit_network(
     args: &TrainArgs,
     spec: &NetworkSpec,
-    plan: &Plan,
+    dataset: &Dataset,
     configuration: &Configuration,
 ) -> Result<(NetworkSpec, Vec<usize>)> {
-    let dims = configuration.spatial_dims;
+    let dims = configuration.spatial_dims();
     let asked = args.patch_size.as_ref().map(|s| s.0.clone());
     if let Some(size) = asked.as_ref().filter(|s| s.len() != dims) {
         return Err(Misuse::error(format!(
@@ -280,11 +324,12 @@ fn fit_network(
     let misuse = |e: ModelError| Misuse::error(e.to_string());
     let fill = |patch: &[usize]| -> Result<NetworkSpec> {
         let patch: Vec<i64> = patch.iter().map(|&n| n as i64).collect();
-        let (channels, classes) = (plan.channel_names.len() as i64, plan.labels.len() as i64);
+        let info = &dataset.info;
+        let (channels, classes) = (info.channel_names.len() as i64, info.outputs() as i64);
         spec.for_spaced_data(channels, classes, &patch, Some(&configuration.spacing))
             .map_err(misuse)
     };
-    let first = fill(asked.as_deref().unwrap_or(&configuration.training_patch))?;
+    let first = fill(asked.as_deref().unwrap_or(&configuration.patch_size))?;
     let divisor: Vec<usize> = build(&first, Device::Cpu)
         .map_err(misuse)?
         .net
@@ -358,6 +403,7 @@ fn training_config(
                 .unwrap_or(if sgd { 0.0 } else { args.epochs as f64 / 20.0 }),
             epochs: args.epochs,
             steps_per_epoch: args.steps_per_epoch,
+            power: poly_power(),
         },
         optimizer: OptimizerConfig {
             kind: args.optimizer,
@@ -367,11 +413,12 @@ fn training_config(
             eps: 1e-8,
             grad_clip: args.grad_clip,
         },
-        dice: if configuration.spatial_dims == 2 {
-            DiceOver::Batch
-        } else {
-            DiceOver::Sample
+        loss: args.loss,
+        dice: match configuration.batch_dice {
+            true => DiceOver::Batch,
+            false => DiceOver::Sample,
         },
+        accumulate: args.accumulate,
         oversample_foreground: args.oversample_foreground,
         augmentation,
         mirror_axes,
@@ -380,25 +427,12 @@ fn training_config(
     })
 }
 
-fn prepare(
-    dataset: &Dataset,
-    ids: &[String],
-    configuration: &Configuration,
-    printer: &Printer,
-    what: &'static str,
-) -> Result<Vec<PreparedCase>> {
-    let mut bar = Progress::new(printer, what, ids.len() as u64);
-    let cases = ids
-        .iter()
-        .map(|id| {
-            let (image, label) = dataset.load_case(id, Split::Training)?;
-            let case = prepare_case(id, image, Some(label), configuration)?;
-            bar.step(|| id.clone());
-            Ok(case)
-        })
-        .collect::<Result<Vec<_>>>();
-    bar.finish();
-    cases
+/// The ending of label maps for images of an ending: lossy and foreign ones are replaced.
+pub fn label_ending(ending: &str) -> String {
+    match ending {
+        ".jpg" | ".jpeg" | ".bmp" => ".png".to_owned(),
+        other => other.to_owned(),
+    }
 }
 
 /// Predicts every validation case whole, writes label maps, overlays and `summary.json`, and prints the table.
@@ -416,18 +450,26 @@ fn validate(
     let ids = config.validation_ids.clone();
     let out = folder.validation();
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let labels: Vec<(String, i16)> = plan
+    let labels: Vec<(String, i16)> = dataset
+        .info
         .labels
         .iter()
         .filter(|(_, v)| *v != 0)
         .cloned()
         .collect();
     let values: Vec<i16> = labels.iter().map(|(_, v)| *v).collect();
-    let ending = plan.file_ending.clone();
-    let members = [Member::new(config, plan, built, device)];
+    let ending = label_ending(&dataset.info.file_ending);
+    let members = [Member::new(
+        config,
+        plan,
+        dataset.info.clone(),
+        built,
+        device,
+    )];
     let options = PredictOptions {
         tile_step: 0.5,
         mirroring: true,
+        probabilities: false,
     };
     let mut bar = Progress::new(printer, "validating", ids.len() as u64);
     let mut cases = Vec::new();
@@ -439,8 +481,13 @@ fn validate(
             );
             return Err(Interrupted.into());
         }
-        let (image, reference) = dataset.load_case(id, Split::Training)?;
-        let prediction = segment(&members, &image, &options, &mut || Ok(()))?;
+        let (image, mut reference) = dataset.load_case(id, Split::Training)?;
+        if let Some(ignore) = dataset.info.ignore_label {
+            reference
+                .data
+                .mapv_inplace(|v| if v == ignore { -1 } else { v });
+        }
+        let prediction = segment(&members, &image, &options, &mut || Ok(()))?.labels;
         let target = out.join(format!("{id}{ending}"));
         write_labels(&target, &prediction)?;
         let picture = overlay_of(

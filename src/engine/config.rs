@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use vision_mamba_datasets::Augmentation;
+use vision_mamba_datasets::{Augmentation, DatasetJson};
 use vision_mamba_models::NetworkSpec;
 
 use super::optimizer::OptimizerConfig;
 use super::schedule::Schedule;
-use crate::losses::DiceOver;
+use crate::losses::{DiceOver, LossKind, SegmentationLoss};
 
 /// A run: what is trained on what, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,7 +27,10 @@ pub struct RunConfig {
     pub pretrained: Option<String>,
     /// The data set's folder, made absolute.
     pub dataset: String,
-    /// `2d` or `3d_fullres`.
+    /// Where the preprocessed cases lie.
+    #[serde(default)]
+    pub preprocessed: String,
+    /// A configuration of the plan: `2d`, `3d_fullres`, …
     pub configuration: String,
     /// The held-out fold, or `all`.
     pub fold: String,
@@ -53,8 +56,14 @@ pub struct TrainingConfig {
     pub schedule: Schedule,
     /// The optimiser.
     pub optimizer: OptimizerConfig,
+    /// The loss.
+    #[serde(default)]
+    pub loss: LossKind,
     /// What the Dice sums run over.
     pub dice: DiceOver,
+    /// Batches whose gradients are averaged before a step.
+    #[serde(default = "one")]
+    pub accumulate: u64,
     /// Part of a batch forced to contain foreground.
     pub oversample_foreground: f64,
     /// What happens to patches.
@@ -65,4 +74,20 @@ pub struct TrainingConfig {
     pub validation_steps: u64,
     /// Epochs between two writings of the latest checkpoint.
     pub save_every: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl TrainingConfig {
+    /// The loss for a data set's labels.
+    pub fn loss(&self, info: &DatasetJson) -> SegmentationLoss {
+        SegmentationLoss {
+            kind: self.loss,
+            over: self.dice,
+            regions: info.regions.iter().map(|r| r.1.clone()).collect(),
+            ..Default::default()
+        }
+    }
 }

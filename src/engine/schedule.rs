@@ -18,6 +18,14 @@ pub struct Schedule {
     pub epochs: u64,
     /// Steps an epoch.
     pub steps_per_epoch: u64,
+    /// Exponent of the polynomial.
+    #[serde(default = "poly_power")]
+    pub power: f64,
+}
+
+/// nnU-Net's exponent.
+pub fn poly_power() -> f64 {
+    0.9
 }
 
 impl Schedule {
@@ -35,7 +43,9 @@ impl Schedule {
             // nnU-Net steps this once an epoch, not once a step.
             ScheduleChoice::Poly => {
                 let epoch = step / self.steps_per_epoch.max(1);
-                (1.0 - epoch as f64 / self.epochs as f64).max(0.0).powf(0.9)
+                (1.0 - epoch as f64 / self.epochs as f64)
+                    .max(0.0)
+                    .powf(self.power)
             }
             ScheduleChoice::Cosine => {
                 let total = self.epochs as f64 * per_epoch;
@@ -58,6 +68,7 @@ mod tests {
             warmup_epochs,
             epochs: 10,
             steps_per_epoch: 5,
+            power: poly_power(),
         }
     }
 
@@ -66,8 +77,8 @@ mod tests {
         let s = schedule(ScheduleChoice::Poly, 0.0);
         assert_eq!(s.lr(0), 0.01);
         assert_eq!(s.lr(4), 0.01);
-        assert!((s.lr(5) - 0.01 * 0.9f64.powf(0.9)).abs() < 1e-15);
-        assert!((s.lr(49) - 0.01 * 0.1f64.powf(0.9)).abs() < 1e-15);
+        assert!((s.lr(5) - 0.01 * 0.9f64.powf(poly_power())).abs() < 1e-15);
+        assert!((s.lr(49) - 0.01 * 0.1f64.powf(poly_power())).abs() < 1e-15);
     }
 
     #[test]

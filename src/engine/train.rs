@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
 use tch::Device;
-use vision_mamba_datasets::{PatchSettings, Prefetch, PreparedCase};
+use vision_mamba_datasets::{DatasetJson, PatchSettings, Prefetch, TrainingCase};
 use vision_mamba_models::{weights, Built};
 
 use super::batch::TensorBatch;
@@ -20,7 +20,6 @@ use crate::cli::args::CheckpointChoice;
 use crate::cli::exit::Interrupted;
 use crate::cli::printer::Printer;
 use crate::cli::progress::{duration, Progress as Bar};
-use crate::losses::DiceCrossEntropy;
 use crate::report::plots::{progress_png, EpochRow};
 use crate::runtime::StopFlag;
 
@@ -37,8 +36,8 @@ pub struct Trainer<'a> {
     pub built: &'a Built,
     /// Where it computes.
     pub device: Device,
-    /// Number of classes, background included.
-    pub classes: usize,
+    /// The data set's labels.
+    pub info: &'a DatasetJson,
     /// Threads that prepare patches.
     pub workers: usize,
     /// Asked between steps.
@@ -51,8 +50,8 @@ impl Trainer<'_> {
     /// Trains to the end, from the beginning or from the folder's state.
     pub fn run(
         &self,
-        training: Arc<Vec<PreparedCase>>,
-        validation: &[PreparedCase],
+        training: Arc<Vec<TrainingCase>>,
+        validation: &[TrainingCase],
         resume: bool,
     ) -> Result<()> {
         let settings = &self.config.training;
@@ -76,13 +75,17 @@ impl Trainer<'_> {
             batch_size: settings.batch_size,
             oversample_foreground: settings.oversample_foreground,
             augment: settings.augmentation.clone(),
+            ignore_label: self.info.ignore_label,
             seed: settings.seed,
         };
-        let batches = Prefetch::new(training, patches, progress.step..total, self.workers)?;
-        let loss = DiceCrossEntropy {
-            over: settings.dice,
-            ..Default::default()
-        };
+        let pieces = settings.accumulate.max(1);
+        let mut batches = Prefetch::new(
+            training,
+            patches,
+            progress.step * pieces..total * pieces,
+            self.workers,
+        )?;
+        let loss = settings.loss(self.info);
         let mut bar = Bar::new(self.printer, "training", total);
         bar.start_at(progress.step);
         let mut skipped_in_a_row = 0;
@@ -90,21 +93,31 @@ impl Trainer<'_> {
         let mut last_dice: Option<f64> = log.last().and_then(|row: &EpochLog| row.dice);
         let session = (Instant::now(), progress.step);
 
-        for batch in batches {
-            let batch = TensorBatch::new(&batch?, self.device)?;
+        while progress.step < total {
             let lr = schedule.lr(progress.step);
             // Every step has its own random numbers (drop path, dropout), so that a resumed run needs no saved generator.
             tch::manual_seed(
                 (settings.seed ^ progress.step.wrapping_mul(0x9e37_79b9_7f4a_7c15)) as i64,
             );
             optimizer.zero_grad();
-            let value = loss.forward(&self.built.net.forward(&batch.image, true)?, &batch.label);
-            let number = value.double_value(&[]);
-            let taken = if number.is_finite() {
-                value.backward();
-                optimizer.step(lr)
-            } else {
-                Step::Skipped
+            let mut number = 0f64;
+            for batch in batches.by_ref().take(pieces as usize) {
+                let batch = batch?;
+                // every piece is taken, so that the next step begins with its own
+                if !number.is_finite() {
+                    continue;
+                }
+                let batch = TensorBatch::new(&batch, self.device)?;
+                let outputs = self.built.net.forward(&batch.image, true)?;
+                let value = loss.forward(&outputs, &batch.label) / pieces as f64;
+                number += value.double_value(&[]);
+                if number.is_finite() {
+                    value.backward();
+                }
+            }
+            let taken = match number.is_finite() {
+                true => optimizer.step(lr),
+                false => Step::Skipped,
             };
             match taken {
                 Step::Taken { .. } => {
@@ -140,7 +153,7 @@ impl Trainer<'_> {
                     "loss {:.3} dice {} {:.0} img/s, {} left",
                     progress.loss_sum / progress.loss_count.max(1) as f64,
                     last_dice.map_or("-".into(), |d| format!("{d:.3}")),
-                    rate * settings.batch_size as f64,
+                    rate * (pieces * settings.batch_size as u64) as f64,
                     duration((total - progress.step) as f64 / rate)
                 )
             });
@@ -206,13 +219,13 @@ impl Trainer<'_> {
         &self,
         progress: &mut Progress,
         started: &mut Instant,
-        validation: &[PreparedCase],
+        validation: &[TrainingCase],
         lr: f64,
     ) -> Result<EpochLog> {
         let settings = &self.config.training;
         let steps = settings.schedule.steps_per_epoch;
         let training_seconds = progress.seconds + started.elapsed().as_secs_f64();
-        let scores = on_patches(self.built, validation, settings, self.classes, self.device)?;
+        let scores = on_patches(self.built, validation, settings, self.info, self.device)?;
         if let Some(dice) = scores.dice {
             progress.dice_ema = Some(progress.dice_ema.map_or(dice, |ema| 0.9 * ema + 0.1 * dice));
         }
@@ -227,7 +240,7 @@ impl Trainer<'_> {
             lr,
             skipped_steps: progress.skipped,
             seconds: progress.seconds + started.elapsed().as_secs_f64(),
-            images_per_second: (steps * settings.batch_size as u64) as f64
+            images_per_second: (steps * settings.accumulate * settings.batch_size as u64) as f64
                 / training_seconds.max(1e-9),
         };
         (progress.loss_sum, progress.loss_count, progress.seconds) = (0.0, 0, 0.0);

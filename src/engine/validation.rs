@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use tch::{no_grad, Device, Kind, Tensor};
-use vision_mamba_datasets::{draw_batch, Augmentation, PatchSettings, PreparedCase};
+use vision_mamba_datasets::{draw_batch, Augmentation, DatasetJson, PatchSettings, TrainingCase};
 use vision_mamba_models::Built;
 
 use super::batch::TensorBatch;
 use super::config::TrainingConfig;
-use crate::losses::DiceCrossEntropy;
+use crate::losses::region_target;
 use crate::metrics::overlap::mean;
 
 /// What an epoch's validation found.
@@ -27,9 +27,9 @@ const VALIDATION_STREAM: u64 = 0x7661_6c69_6461_7465;
 /// Scores the same patches in every epoch, without augmentation.
 pub fn on_patches(
     built: &Built,
-    cases: &[PreparedCase],
+    cases: &[TrainingCase],
     config: &TrainingConfig,
-    classes: usize,
+    info: &DatasetJson,
     device: Device,
 ) -> Result<PatchScores> {
     if cases.is_empty() || config.validation_steps == 0 {
@@ -40,28 +40,33 @@ pub fn on_patches(
         batch_size: config.batch_size,
         oversample_foreground: config.oversample_foreground,
         augment: Augmentation::none(),
+        ignore_label: info.ignore_label,
         seed: config.seed ^ VALIDATION_STREAM,
     };
     settings.validate(cases)?;
-    let loss = DiceCrossEntropy {
-        over: config.dice,
-        ..Default::default()
-    };
+    let loss = config.loss(info);
     let mut losses = Vec::new();
-    // Rows: true positives, predicted, present; columns: classes.
-    let mut counts = Tensor::zeros([3, classes as i64], (Kind::Double, device));
+    let scored = info.foreground();
+    // Rows: true positives, predicted, present; columns: classes or regions.
+    let mut counts = Tensor::zeros([3, scored.len() as i64], (Kind::Double, device));
+    let values: Vec<Vec<i16>> = scored.into_iter().map(|f| f.1).collect();
     for index in 0..config.validation_steps {
         let batch = TensorBatch::new(&draw_batch(cases, &settings, index), device)?;
         no_grad(|| -> Result<()> {
             let outputs = built.net.forward(&batch.image, false)?;
             let finest = outputs.first().context("the network gave no output")?;
             losses.push(loss.single(finest, &batch.label).double_value(&[]));
-            counts += overlap(&finest.argmax(1, false), &batch.label, classes as i64);
+            let predicted = match info.regions.is_empty() {
+                true => region_target(&finest.argmax(1, false), &values),
+                // a sigmoid above one half
+                false => finest.gt(0.0).to_kind(Kind::Float),
+            };
+            counts += overlap(&predicted, &batch.label, &values);
             Ok(())
         })?;
     }
     let rows: Vec<Vec<f64>> = Vec::try_from(counts.to_device(Device::Cpu))?;
-    let per_class: Vec<Option<f64>> = (1..classes)
+    let per_class: Vec<Option<f64>> = (0..values.len())
         .map(|c| {
             let both = rows[1][c] + rows[2][c];
             (both > 0.0).then(|| 2.0 * rows[0][c] / both)
@@ -74,14 +79,19 @@ pub fn on_patches(
     })
 }
 
-fn overlap(prediction: &Tensor, target: &Tensor, classes: i64) -> Tensor {
-    let valid = target.ge(0);
-    let prediction = prediction.masked_select(&valid);
-    let target = target.masked_select(&valid);
-    let histogram = |t: &Tensor| t.bincount::<Tensor>(None, classes).to_kind(Kind::Double);
-    let hits = target.masked_select(&prediction.eq_tensor(&target));
+/// Counts of predicted classes (B, K, …; zeros and ones) against labels (B, …), where those are known.
+fn overlap(predicted: &Tensor, target: &Tensor, values: &[Vec<i16>]) -> Tensor {
+    let known = target.ge(0).unsqueeze(1).to_kind(Kind::Float);
+    let present = region_target(target, values);
+    let mut dims: Vec<i64> = (0..predicted.dim() as i64).collect();
+    dims.remove(1);
+    let sum = |t: Tensor| (t * &known).sum_dim_intlist(&dims[..], false, Kind::Double);
     Tensor::stack(
-        &[histogram(&hits), histogram(&prediction), histogram(&target)],
+        &[
+            sum(predicted * &present),
+            sum(predicted.shallow_clone()),
+            sum(present),
+        ],
         0,
     )
 }

@@ -141,6 +141,12 @@ fn mirrored(
     Ok(sum / f64::from(combinations))
 }
 
+/// Zeros before and after an axis that bring it to the tile's size, the image in the middle.
+pub fn padding(size: i64, tile: i64) -> (i64, i64) {
+    let missing = (tile - size).max(0);
+    (missing / 2, missing - missing / 2)
+}
+
 /// Pads with zeros to at least the tile, centred; returns the size of the padding before each axis.
 fn pad(image: &Tensor, tile: &[i64]) -> (Tensor, Vec<i64>) {
     let size = &image.size()[1..];
@@ -149,7 +155,11 @@ fn pad(image: &Tensor, tile: &[i64]) -> (Tensor, Vec<i64>) {
         .zip(tile)
         .map(|(&n, &t)| (t - n).max(0))
         .collect();
-    let before: Vec<i64> = missing.iter().map(|m| m / 2).collect();
+    let before: Vec<i64> = size
+        .iter()
+        .zip(tile)
+        .map(|(&n, &t)| padding(n, t).0)
+        .collect();
     // libtorch lists the padding of the last axis first.
     let list: Vec<i64> = missing
         .iter()

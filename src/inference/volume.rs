@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
-use ndarray::ArrayD;
+use ndarray::{Array4, ArrayView4};
 use tch::{no_grad, Device, Kind, Tensor};
-use vision_mamba_datasets::{normalise, Configuration, Image, LabelMap, Plan};
+use vision_mamba_datasets::{
+    prepare_case, restore, Configuration, DatasetJson, Image, Plan, Restored, SourceGrid,
+};
 use vision_mamba_models::{build, weights, Built};
 
 use super::sliding_window::{predict, WindowOptions};
@@ -19,6 +21,8 @@ pub struct Member {
     pub config: RunConfig,
     /// The run's decisions about its data set.
     pub plan: Plan,
+    /// The data set's channels and labels.
+    pub info: DatasetJson,
     built: Built,
     device: Device,
 }
@@ -30,6 +34,8 @@ pub struct PredictOptions {
     pub tile_step: f64,
     /// Average over the run's mirrored axes.
     pub mirroring: bool,
+    /// Keep the probabilities.
+    pub probabilities: bool,
 }
 
 impl Member {
@@ -38,22 +44,31 @@ impl Member {
         let folder = RunFolder::open(root)?;
         let config: RunConfig = RunFolder::read_json(&folder.config())?;
         let plan = Plan::read(&folder.plans())?;
+        let info = DatasetJson::read(&folder.dataset())?;
         let file = folder.pick_checkpoint(checkpoint)?;
         let built = build(&config.network, device)?;
         weights::load_strict(&file, &built.params)?;
         Ok(Self {
             config,
             plan,
+            info,
             built,
             device,
         })
     }
 
     /// Wraps a network that is in memory already.
-    pub fn new(config: RunConfig, plan: Plan, built: Built, device: Device) -> Self {
+    pub fn new(
+        config: RunConfig,
+        plan: Plan,
+        info: DatasetJson,
+        built: Built,
+        device: Device,
+    ) -> Self {
         Self {
             config,
             plan,
+            info,
             built,
             device,
         }
@@ -69,24 +84,31 @@ impl Member {
         Ok(self.plan.configuration(&self.config.configuration)?)
     }
 
-    /// Class scores (K, spatial…) of a raw image, as logits, on the CPU.
+    /// Whether another's scores are of the same grid and classes, so that they may be averaged as they are.
+    fn agrees_with(&self, other: &Self) -> bool {
+        self.info.labels == other.info.labels
+            && self.info.regions == other.info.regions
+            && self.config.configuration == other.config.configuration
+            && self.plan.transpose_forward == other.plan.transpose_forward
+            && self.plan.foreground_intensity_properties_per_channel
+                == other.plan.foreground_intensity_properties_per_channel
+            && match (self.configuration(), other.configuration()) {
+                (Ok(a), Ok(b)) => {
+                    a.spacing == b.spacing
+                        && a.normalization_schemes == b.normalization_schemes
+                        && a.use_mask_for_norm == b.use_mask_for_norm
+                }
+                _ => false,
+            }
+    }
+
+    /// Class scores (K, Z, Y, X) of a preprocessed image (C, Z, Y, X), as logits in float32 on the CPU.
     pub fn logits(
         &self,
-        image: &Image,
+        image: &Tensor,
         options: &PredictOptions,
         on_window: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor> {
-        let configuration = self.configuration()?;
-        let mut image = image.clone();
-        let channels = image.data.shape().first().copied().unwrap_or(0);
-        ensure!(
-            channels == self.plan.channel_names.len(),
-            "the image has {channels} channel(s), the run was trained with {} ({})",
-            self.plan.channel_names.len(),
-            self.plan.channel_names.join(", ")
-        );
-        normalise(&mut image, configuration)?;
-        let tensor = tensor_of(&image.data)?;
         let window = WindowOptions {
             tile: self
                 .config
@@ -110,62 +132,130 @@ impl Member {
                 .next()
                 .context("the network gave no output")
         };
-        let spatial = tensor.dim() - 1;
-        match (window.tile.len(), spatial) {
-            (t, s) if t == s => predict(&tensor, &window, &network, on_window),
-            // A 2-D network sees a volume slice by slice.
-            (2, 3) => {
-                let slices: Vec<Tensor> = (0..tensor.size()[1])
-                    .map(|z| predict(&tensor.select(1, z), &window, &network, on_window))
-                    .collect::<Result<_>>()?;
-                ensure!(!slices.is_empty(), "the volume has no slices");
-                Ok(Tensor::stack(&slices, 1))
-            }
-            (t, s) => bail!("the image has {s} spatial axes, but the run predicts in {t}-D"),
-        }
+        scores(image, &window, &network, on_window)
     }
 }
 
-/// The label map of an image: the most probable class, with the mean probability over an ensemble.
+/// Scores (K, Z, Y, X) of a preprocessed image (C, Z, Y, X) by a network of three axes, or of two, slice by slice.
+pub fn scores(
+    image: &Tensor,
+    window: &WindowOptions,
+    network: &dyn Fn(&Tensor) -> Result<Tensor>,
+    on_window: &mut dyn FnMut() -> Result<()>,
+) -> Result<Tensor> {
+    match window.tile.len() {
+        3 => predict(image, window, network, on_window),
+        2 => {
+            let mut all: Option<Tensor> = None;
+            for z in 0..image.size()[1] {
+                let slice = predict(&image.select(1, z), window, network, on_window)?;
+                let all = all.get_or_insert_with(|| {
+                    let size = slice.size();
+                    let full = [size[0], image.size()[1], size[1], size[2]];
+                    Tensor::zeros(full, (Kind::Float, Device::Cpu))
+                });
+                no_grad(|| all.select(1, z).copy_(&slice));
+            }
+            all.context("the volume has no slices")
+        }
+        n => bail!("the run's patch has {n} axes, expected 2 or 3"),
+    }
+}
+
+/// The prediction of an image by one network or an ensemble. Networks trained on the same grid (the folds of a configuration) are averaged in
+/// their scores, others in their probabilities on the file's grid, as nnU-Net does.
 pub fn segment(
     members: &[Member],
     image: &Image,
     options: &PredictOptions,
     on_window: &mut dyn FnMut() -> Result<()>,
-) -> Result<LabelMap> {
-    let mut sum: Option<Tensor> = None;
+) -> Result<Restored> {
+    let mut groups: Vec<Vec<&Member>> = Vec::new();
     for member in members {
-        let logits = member.logits(image, options, on_window)?;
-        // One network needs no softmax: it does not change which class is largest.
-        let scores = if members.len() > 1 {
-            no_grad(|| logits.softmax(0, Kind::Float))
-        } else {
-            logits
+        match groups.iter_mut().find(|g| g[0].agrees_with(member)) {
+            Some(group) => group.push(member),
+            None => groups.push(vec![member]),
+        }
+    }
+    let single = groups.len() == 1;
+    let mut sum: Option<(Array4<f32>, SourceGrid)> = None;
+    for group in &groups {
+        let first = group[0];
+        let configuration = first.configuration()?;
+        let case = prepare_case("image", image, None, &first.plan, configuration)?;
+        let tensor = tensor_of(&case.image)?;
+        drop(case.image);
+        let mut total: Option<Tensor> = None;
+        for member in group {
+            let logits = member.logits(&tensor, options, on_window)?;
+            total = Some(match total {
+                Some(sum) => sum + logits,
+                None => logits,
+            });
+        }
+        let total = total.context("no run was given")?;
+        let logits = match group.len() {
+            1 => total,
+            n => total / n as f64,
         };
+        ensure!(
+            logits.isfinite().all().int64_value(&[]) == 1,
+            "the network's output is not finite; the run's weights are unusable"
+        );
+        drop(tensor);
+        let restored = with_array(&logits, |scores| {
+            let decision = first.info.decision();
+            let probabilities = options.probabilities || !single;
+            restore(
+                scores,
+                &case.source,
+                configuration,
+                &decision,
+                probabilities,
+            )
+        })?;
+        if single {
+            return Ok(restored);
+        }
+        let probabilities = restored.probabilities.context("no probabilities")?;
         sum = Some(match sum {
-            Some(sum) => sum + scores,
-            None => scores,
+            Some((sum, source)) => (sum + probabilities, source),
+            None => (probabilities, case.source),
         });
     }
-    let scores = sum.context("no run was given")?;
-    ensure!(
-        scores.isfinite().all().int64_value(&[]) == 1,
-        "the network's output is not finite; the run's weights are unusable"
-    );
-    let classes = scores.argmax(0, false).to_kind(Kind::Int16).contiguous();
-    let shape: Vec<usize> = classes.size().iter().map(|&n| n as usize).collect();
-    let values: Vec<i16> = Vec::try_from(classes.flatten(0, -1))?;
-    Ok(LabelMap {
-        data: ArrayD::from_shape_vec(shape, values)?,
-        geometry: image.geometry.clone(),
+    let (mut mean, source) = sum.context("no run was given")?;
+    let n = groups.len() as f32;
+    mean.mapv_inplace(|v| v / n);
+    let labels = members[0].info.decision().labels_of(mean.view());
+    Ok(Restored {
+        labels: source.label_map(labels),
+        probabilities: options.probabilities.then_some(mean),
     })
 }
 
-fn tensor_of(array: &ArrayD<f32>) -> Result<Tensor> {
+/// An array as a tensor that owns its values.
+pub fn tensor_of(array: &Array4<f32>) -> Result<Tensor> {
     let shape: Vec<i64> = array.shape().iter().map(|&n| n as i64).collect();
     let standard = array.as_standard_layout();
     let values = standard
         .as_slice()
         .context("image array is not contiguous")?;
     Ok(Tensor::f_from_slice(values)?.f_view(&shape[..])?)
+}
+
+/// Hands a tensor (K, Z, Y, X) of float32 on the CPU to a function as an array, without a copy.
+#[allow(unsafe_code)]
+fn with_array<R>(tensor: &Tensor, f: impl FnOnce(ArrayView4<f32>) -> R) -> Result<R> {
+    let tensor = tensor
+        .f_to_kind(Kind::Float)?
+        .f_to_device(Device::Cpu)?
+        .f_contiguous()?;
+    let size: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+    let [k, z, y, x] = size[..] else {
+        bail!("the scores are of shape {size:?}, expected four axes");
+    };
+    // SAFETY: the tensor is contiguous, of float32, on the CPU, of just so many values, and outlives the slice.
+    let values =
+        unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const f32, k * z * y * x) };
+    Ok(f(ArrayView4::from_shape((k, z, y, x), values)?))
 }

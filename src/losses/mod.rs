@@ -1,5 +1,8 @@
 //! Training losses.
 
-mod dice_ce;
+pub mod image;
+mod segmentation;
+mod soft_dice;
 
-pub use dice_ce::{deep_supervision_weights, DiceCrossEntropy, DiceOver};
+pub use segmentation::{deep_supervision_weights, region_target, LossKind, SegmentationLoss};
+pub use soft_dice::{soft_dice, squared_dice, DiceOver};

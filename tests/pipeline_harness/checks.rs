@@ -93,8 +93,16 @@ impl Worst {
         }
     }
 
+    /// A difference found within tolerance elsewhere.
+    pub fn close(&mut self, error: f64, at: &str) {
+        self.compared += 1;
+        if error > self.error {
+            self.error = error;
+            self.at = at.to_string();
+        }
+    }
+
     /// Equal in every respect.
-    #[allow(dead_code)] // sections with exact answers use it
     pub fn same<T: PartialEq + Debug>(&mut self, at: &str, ours: &T, theirs: &T) {
         self.compared += 1;
         if ours != theirs {

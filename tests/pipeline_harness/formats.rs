@@ -283,10 +283,10 @@ fn as_nibabel(image: &Image, nibabel: &Value, worst: &mut Worst) -> Fallible<()>
             DOUBLE,
         );
         worst.number("origin", geometry.origin[row], sign * rows[row][3], DOUBLE);
-        for column in 0..dims {
+        for (column, cosine) in rows[row].iter().enumerate().take(dims) {
             let step =
                 geometry.direction[row * dims + column] * geometry.spacing[dims - 1 - column];
-            worst.number("affine", step, sign * rows[row][column], DOUBLE);
+            worst.number("affine", step, sign * cosine, DOUBLE);
         }
     }
     let sum: f64 = image.data.iter().map(|&v| f64::from(v)).sum();

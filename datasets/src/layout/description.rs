@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::io::{is_known_ending, known_endings};
+use crate::preprocess::Decision;
 use crate::{DataError, Result};
 
 /// What `dataset.json` says about a data set. It serialises to a `dataset.json` that nnU-Net reads.
@@ -17,8 +18,15 @@ pub struct DatasetJson {
     pub name: String,
     /// Name of each channel; it chooses the normalisation.
     pub channel_names: Vec<String>,
-    /// Name and value of each class, by value; the first is the background, 0.
+    /// Name and value of each class, by value; the first is the background, 0. With regions: those entries that are one class.
     pub labels: Vec<(String, i16)>,
+    /// Classes that overlap, in the file's order, background left out: a name and the label values it joins. Empty where classes exclude one
+    /// another.
+    pub regions: Vec<(String, Vec<i16>)>,
+    /// The label painted for each region, later ones over earlier.
+    pub regions_class_order: Vec<i16>,
+    /// Voxels of this label are not annotated: no loss, no score.
+    pub ignore_label: Option<i16>,
     /// Ending of all images and label maps, e.g. `.nii.gz`.
     pub file_ending: String,
     /// Number of training cases the file claims.
@@ -33,6 +41,8 @@ struct OnDisk {
     #[serde(alias = "modality")]
     channel_names: Map<String, Value>,
     labels: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    regions_class_order: Option<Vec<i16>>,
     file_ending: String,
     #[serde(rename = "numTraining", default)]
     num_training: usize,
@@ -52,6 +62,7 @@ impl From<DatasetJson> for OnDisk {
                 .map(|(i, n)| (i.to_string(), n.into()))
                 .collect(),
             labels,
+            regions_class_order: (!json.regions.is_empty()).then_some(json.regions_class_order),
             file_ending: json.file_ending,
             num_training: json.num_training,
             dataset: None,
@@ -82,9 +93,15 @@ impl DatasetJson {
                 .to_string_lossy()
                 .into_owned()
         };
+        let entries = entries(path, &raw.labels)?;
+        let order = raw.regions_class_order.as_deref();
+        let (regions, regions_class_order) = entries.regions(path, order)?;
         Ok(Self {
             channel_names: channels(path, &raw.channel_names)?,
-            labels: labels(path, &raw.labels)?,
+            regions,
+            regions_class_order,
+            ignore_label: entries.ignore,
+            labels: entries.classes(path)?,
             file_ending: file_ending(path, raw.file_ending)?,
             num_training: raw.num_training,
             name: raw.name.unwrap_or_else(folder_name),
@@ -93,17 +110,75 @@ impl DatasetJson {
 
     /// The classes as `dataset.json` has them, `{"background": 0, ...}`.
     pub fn labels_as_json(&self) -> Map<String, Value> {
-        self.labels
+        let mut json: Map<String, Value> = self
+            .labels
             .iter()
+            .filter(|(name, _)| self.regions.iter().all(|r| r.0 != *name))
             .map(|(name, value)| (name.clone(), (*value).into()))
-            .collect()
+            .collect();
+        for (name, values) in &self.regions {
+            let value = match values[..] {
+                [one] => one.into(),
+                _ => values.clone().into(),
+            };
+            json.insert(name.clone(), value);
+        }
+        if let Some(value) = self.ignore_label {
+            json.insert(IGNORE.into(), value.into());
+        }
+        json
     }
 
     /// The values a label map may hold.
     pub fn label_values(&self) -> Vec<i16> {
-        self.labels.iter().map(|l| l.1).collect()
+        let mut values: Vec<i16> = self.labels.iter().map(|l| l.1).collect();
+        values.extend(self.regions.iter().flat_map(|r| &r.1));
+        values.extend(self.ignore_label);
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+
+    /// Number of entries of `labels` in the file.
+    pub fn label_entries(&self) -> usize {
+        self.labels_as_json().len()
+    }
+
+    /// Channels of a network's output: one a class with the background, or one a region.
+    pub fn outputs(&self) -> usize {
+        match self.regions.len() {
+            0 => self.labels.len(),
+            n => n,
+        }
+    }
+
+    /// Names and label values of what is segmented: the regions, or the classes but for the background.
+    pub fn foreground(&self) -> Vec<(String, Vec<i16>)> {
+        if !self.regions.is_empty() {
+            return self.regions.clone();
+        }
+        let classes = self.labels.iter().filter(|l| l.1 != 0);
+        classes.map(|(n, v)| (n.clone(), vec![*v])).collect()
+    }
+
+    /// Label values of annotated voxels, -1 outside the body among them; none where all voxels are.
+    pub fn annotated(&self) -> Option<Vec<i16>> {
+        let ignore = self.ignore_label?;
+        let annotated = self.label_values().into_iter().filter(|v| *v != ignore);
+        Some(std::iter::once(-1).chain(annotated).collect())
+    }
+
+    /// How a network's scores become labels.
+    pub fn decision(&self) -> Decision {
+        match self.regions.is_empty() {
+            true => Decision::Classes,
+            false => Decision::Regions(self.regions_class_order.clone()),
+        }
     }
 }
+
+/// The entry of `labels` for voxels that are not annotated.
+const IGNORE: &str = "ignore";
 
 fn file_ending(path: &Path, ending: String) -> Result<String> {
     if is_known_ending(&ending) {
@@ -144,51 +219,114 @@ fn channels(path: &Path, raw: &Map<String, Value>) -> Result<Vec<String>> {
     Ok(by_number.into_values().collect())
 }
 
-fn labels(path: &Path, raw: &Map<String, Value>) -> Result<Vec<(String, i16)>> {
-    const FIELD: &str = "labels";
-    let mut labels = Vec::new();
+/// The entries of `labels`, `ignore` apart.
+struct Entries {
+    named: Vec<(String, Vec<i16>)>,
+    ignore: Option<i16>,
+}
+
+const LABELS: &str = "labels";
+
+fn entries(path: &Path, raw: &Map<String, Value>) -> Result<Entries> {
+    let number = |value: &Value| match value {
+        // Some converters write "1" for 1.
+        Value::String(text) => text.parse().ok(),
+        other => other.as_i64().and_then(|v| i16::try_from(v).ok()),
+    };
+    let mut entries = Entries {
+        named: Vec::new(),
+        ignore: None,
+    };
     for (name, value) in raw {
-        if name == "ignore" {
-            return Err(DataError::json(
-                path,
-                FIELD,
-                "the `ignore` label is not supported yet; remove it or give those voxels a class",
-            ));
+        if matches!(value, Value::String(_)) && name.parse::<i16>().is_ok() {
+            let problem = format!(
+                "\"{name}\": {value} is nnU-Net v1's form; turn it round to {value}: {name}"
+            );
+            return Err(DataError::json(path, LABELS, problem));
         }
-        let value = match value {
-            Value::Array(_) => {
-                let problem = format!("`{name}` is a region ({value}); regions are not supported yet, give each class one number");
-                return Err(DataError::json(path, FIELD, problem));
-            }
-            Value::String(_) if name.parse::<i16>().is_ok() => {
+        let values: Option<Vec<i16>> = match value {
+            Value::Array(region) => region.iter().map(number).collect(),
+            single => number(single).map(|v| vec![v]),
+        };
+        let values = values
+            .filter(|v| !v.is_empty() && v.iter().all(|v| *v >= 0))
+            .ok_or_else(|| {
+                let problem =
+                    format!("`{name}` has the value {value}, expected a whole number from 0 or, for a region, a list of them");
+                DataError::json(path, LABELS, problem)
+            })?;
+        match (name.as_str(), &values[..]) {
+            (IGNORE, [value]) => entries.ignore = Some(*value),
+            (IGNORE, _) => {
                 return Err(DataError::json(
                     path,
-                    FIELD,
-                    format!(
-                    "\"{name}\": {value} is nnU-Net v1's form; turn it round to {value}: {name}"
-                ),
+                    LABELS,
+                    "`ignore` has several values, expected one",
                 ))
             }
-            // Some converters write "1" for 1.
-            Value::String(text) => text.parse().ok(),
-            other => other.as_i64().and_then(|v| i16::try_from(v).ok()),
+            _ => entries.named.push((name.clone(), values)),
+        }
+    }
+    Ok(entries)
+}
+
+impl Entries {
+    fn has_regions(&self) -> bool {
+        self.named.iter().any(|(_, values)| values.len() > 1)
+    }
+
+    /// The entries of a single value, by value; without regions they are all there is and leave no gap.
+    fn classes(self, path: &Path) -> Result<Vec<(String, i16)>> {
+        let regions = self.has_regions();
+        let single = self.named.iter().filter(|(_, values)| values.len() == 1);
+        let mut labels: Vec<(String, i16)> = single.map(|(n, v)| (n.clone(), v[0])).collect();
+        labels.sort_by_key(|l| l.1);
+        let mut values: Vec<i16> = self.named.into_iter().flat_map(|n| n.1).collect();
+        values.sort_unstable();
+        if regions {
+            values.dedup();
+        }
+        if values.len() < 2 || values.iter().copied().ne(0..values.len() as i16) {
+            return Err(DataError::json(path, LABELS, format!("the values are {values:?}, expected 0 (background), 1, 2, ... without gaps, at least two")));
+        }
+        if self.ignore.is_some_and(|v| v as usize != values.len()) {
+            let problem = format!(
+                "`ignore` is {}, expected the number after the last class, {}",
+                self.ignore.unwrap_or_default(),
+                values.len()
+            );
+            return Err(DataError::json(path, LABELS, problem));
+        }
+        Ok(labels)
+    }
+
+    /// The regions and their labels; none if every entry is one class.
+    #[allow(clippy::type_complexity)]
+    fn regions(
+        &self,
+        path: &Path,
+        order: Option<&[i16]>,
+    ) -> Result<(Vec<(String, Vec<i16>)>, Vec<i16>)> {
+        if !self.has_regions() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let background = |values: &[i16]| values == [0];
+        let regions: Vec<_> = self
+            .named
+            .iter()
+            .filter(|(_, values)| !background(values))
+            .cloned()
+            .collect();
+        let problem = match order {
+            Some(order) if order.len() == regions.len() => return Ok((regions, order.to_vec())),
+            Some(order) => format!("it has {} entries", order.len()),
+            None => "it is missing".into(),
         };
-        let value = value.ok_or_else(|| {
-            DataError::json(
-                path,
-                FIELD,
-                format!(
-                    "`{name}` has the value {}, expected a whole number",
-                    raw[name]
-                ),
-            )
-        })?;
-        labels.push((name.clone(), value));
+        let expected = format!(
+            "{problem}; with regions it lists the label to paint for each of the {} ({}), later ones over earlier",
+            regions.len(),
+            regions.iter().map(|r| r.0.as_str()).collect::<Vec<_>>().join(", ")
+        );
+        Err(DataError::json(path, "regions_class_order", expected))
     }
-    labels.sort_by_key(|l| l.1);
-    let values: Vec<i16> = labels.iter().map(|l| l.1).collect();
-    if values.len() < 2 || values.iter().copied().ne(0..values.len() as i16) {
-        return Err(DataError::json(path, FIELD, format!("the values are {values:?}, expected 0 (background), 1, 2, ... without gaps, at least two")));
-    }
-    Ok(labels)
 }
