@@ -19,6 +19,8 @@ mod checks;
 mod formats;
 #[path = "pipeline_harness/losses.rs"]
 mod losses;
+#[path = "pipeline_harness/metrics.rs"]
+mod metrics;
 #[path = "pipeline_harness/planning.rs"]
 mod planning;
 #[path = "pipeline_harness/preprocessing.rs"]
@@ -42,6 +44,7 @@ const SECTIONS: &[(&str, Section)] = &[
     ("nnUNet_preprocessed", preprocessing::check),
     ("sliding_window", sliding_window::check),
     ("losses", losses::check),
+    ("metrics", metrics::check),
     ("restoration", restoration::check),
 ];
 

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vision_mamba_datasets::Planner;
 
 use crate::losses::LossKind;
+use crate::metrics::protocol::Convention;
 use crate::runtime::DeviceChoice;
 
 /// Train, predict and evaluate Vision Mamba segmentation networks.
@@ -453,6 +454,23 @@ pub struct EvaluateRestorationArgs {
     pub json: Option<PathBuf>,
 }
 
+/// How label maps are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProtocolChoice {
+    /// Each class or region of dataset.json
+    Classes,
+    /// Objects one by one: files hold object numbers; F1, AP and panoptic quality
+    Instances,
+    /// U-Mamba's abdomen scripts: 13 organs, Dice and NSD with a tolerance each
+    UmambaAbdomen,
+    /// U-Mamba's endoscopy scripts: Dice and NSD of the labels in either picture
+    UmambaEndoscopy,
+    /// U-Mamba's cell script: components of class 1 against CASE_label.tiff
+    UmambaCell,
+    /// Mamba-UNet's validation: Dice and HD95 in voxels
+    MambaUnet,
+}
+
 /// Options of `evaluate segmentation`.
 #[derive(Debug, Args)]
 pub struct EvaluateSegmentationArgs {
@@ -465,6 +483,24 @@ pub struct EvaluateSegmentationArgs {
     /// The data set's dataset.json, for label names [default: looked for beside the folders]
     #[arg(long, value_name = "FILE")]
     pub dataset_json: Option<PathBuf>,
+    /// Surface distances too: HD, HD95, ASSD and normalised surface Dice, in the unit of the files' spacing
+    #[arg(long)]
+    pub surface: bool,
+    /// Distance that normalised surface Dice tolerates, in the unit of the spacing (mm)
+    #[arg(long, value_name = "MM", default_value_t = 1.0)]
+    pub tolerance: f64,
+    /// Definitions of distances and of what empty masks count
+    #[arg(long, value_enum, default_value = "nnunet")]
+    pub convention: Convention,
+    /// Score as a published script does
+    #[arg(long, value_enum, default_value = "classes")]
+    pub protocol: ProtocolChoice,
+    /// Overlap (IoU) from which two objects match, for instances and umamba-cell
+    #[arg(long, value_name = "IOU", default_value_t = 0.5)]
+    pub iou: f64,
+    /// Count objects that touch the border too (umamba-cell)
+    #[arg(long)]
+    pub border_cells: bool,
     /// Write all numbers here, in nnU-Net's summary form
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

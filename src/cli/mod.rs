@@ -89,7 +89,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Predict(args) => commands::predict::run(&args, &global, printer),
         Command::Export(args) => commands::export::run(&args, &global, printer),
         Command::Evaluate(EvaluateCommand::Segmentation(args)) => {
-            commands::evaluate::segmentation(&args, printer)
+            commands::evaluate::segmentation(&args, &global, printer)
         }
         Command::Evaluate(EvaluateCommand::Restoration(args)) => {
             commands::evaluate_restoration::restoration(&args, printer)

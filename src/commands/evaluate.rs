@@ -6,26 +6,32 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure, Context, Result};
 use image::RgbImage;
 use ndarray::{Array2, ArrayD, Axis, Ix2};
-use vision_mamba_datasets::{read_image, read_labels, DatasetJson};
+use vision_mamba_datasets::parallel::for_each_in_order;
+use vision_mamba_datasets::preprocess::{labels_as_volume, volume_spacing};
+use vision_mamba_datasets::{read_image, read_labels, DatasetJson, LabelMap};
 
-use crate::cli::args::EvaluateSegmentationArgs;
+use crate::cli::args::{EvaluateSegmentationArgs, Global, ProtocolChoice};
 use crate::cli::exit::Misuse;
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
 use crate::engine::run_folder::write_json;
 use crate::metrics::overlap::{counts, mean, Counts};
-use crate::metrics::summary::{summarise, Summary};
+use crate::metrics::protocol::mask_of;
+use crate::metrics::summary::{summarise, Scored, Summary};
 use crate::report::overlay::{montage, triptych};
 use crate::report::save_png;
 
 /// Endings of label maps, longest first so that `.nii.gz` is not read as `.gz`.
-const ENDINGS: [&str; 4] = [".nii.gz", ".nii", ".png", ".bmp"];
-
-/// Prediction file, reference file, counts per label.
-type Case = (String, String, Vec<Counts>);
+const ENDINGS: [&str; 9] = [
+    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tiff", ".tif", ".png",
+];
 
 /// Scores a folder and prints, writes and draws what was asked for.
-pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Result<()> {
+pub fn segmentation(
+    args: &EvaluateSegmentationArgs,
+    global: &Global,
+    printer: &Printer,
+) -> Result<()> {
     for (option, folder) in [("--pred", &args.pred), ("--ref", &args.reference)] {
         if !folder.is_dir() {
             return Err(Misuse::error(format!(
@@ -34,6 +40,12 @@ pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Resul
             )));
         }
     }
+    if !(args.tolerance.is_finite() && args.tolerance >= 0.0) {
+        return Err(Misuse::error("--tolerance: must be zero or more"));
+    }
+    if args.protocol != ProtocolChoice::Classes {
+        return super::evaluate_protocol::run(args, printer);
+    }
     let references = label_files(&args.reference)?;
     ensure!(
         !references.is_empty(),
@@ -41,27 +53,32 @@ pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Resul
         args.reference.display(),
         ENDINGS.join(", ")
     );
-    let labels = labels(args, &references)?;
+    let scored = Classes::find(args, &references)?;
     if let Some(out) = &args.overlays {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     }
-    let values: Vec<i16> = labels.iter().map(|(_, v)| *v).collect();
     let mut bar = Progress::new(printer, "evaluating", references.len() as u64);
     let (mut cases, mut failures) = (Vec::new(), Vec::new());
-    for reference in &references {
-        match score(args, reference, &labels, &values) {
-            Ok(case) => cases.push(case),
-            Err(error) => failures.push(format!("{error:#}")),
-        }
-        bar.step(String::new);
-    }
+    for_each_in_order(
+        &references,
+        super::plan::threads(global),
+        |reference| score(args, reference, &scored),
+        |_, outcome| {
+            match outcome {
+                Ok(case) => cases.push(case),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+            bar.step(String::new);
+        },
+    );
     bar.finish();
     if !cases.is_empty() {
-        let summary: Summary = summarise(&cases, &labels);
+        let tolerance = args.surface.then_some(args.tolerance);
+        let summary: Summary = summarise(&cases, &scored.classes, args.convention, tolerance);
         if let Some(path) = &args.json {
             write_json(path, &summary)?;
         }
-        draw_overview(args, &cases, &labels)?;
+        draw_overview(args, &cases, &scored.names())?;
         printer.data(&summary.table());
     }
     match failures.len() {
@@ -79,47 +96,91 @@ pub fn segmentation(args: &EvaluateSegmentationArgs, printer: &Printer) -> Resul
     }
 }
 
+/// A reference and its prediction, on one grid.
+pub fn read_pair(prediction: &Path, reference: &Path) -> Result<(LabelMap, LabelMap)> {
+    ensure!(
+        prediction.is_file(),
+        "{} is missing; predict this case too, or take its reference out",
+        prediction.display()
+    );
+    let (found, expected) = (read_labels(prediction)?, read_labels(reference)?);
+    ensure!(
+        expected.data.shape() == found.data.shape(),
+        "{} has size {:?}, its reference {} has {:?}; predict on the image this reference belongs to",
+        prediction.display(),
+        found.data.shape(),
+        reference.display(),
+        expected.data.shape()
+    );
+    Ok((found, expected))
+}
+
 fn score(
     args: &EvaluateSegmentationArgs,
     reference_path: &Path,
-    labels: &[(String, i16)],
-    values: &[i16],
-) -> Result<Case> {
+    scored: &Classes,
+) -> Result<Scored> {
     let name = reference_path
         .file_name()
         .context("reference has no name")?;
     let prediction_path = args.pred.join(name);
-    ensure!(
-        prediction_path.is_file(),
-        "{} is missing; predict this case too, or take its reference out",
-        prediction_path.display()
-    );
-    let reference = read_labels(reference_path)?;
-    let prediction = read_labels(&prediction_path)?;
-    ensure!(
-        reference.data.shape() == prediction.data.shape(),
-        "{} has size {:?}, its reference {} has {:?}; predict on the image this reference belongs to",
-        prediction_path.display(),
-        prediction.data.shape(),
-        reference_path.display(),
-        reference.data.shape()
-    );
+    let (prediction, reference) = read_pair(&prediction_path, reference_path)?;
     if let (Some(images), Some(out)) = (&args.images, &args.overlays) {
         let (id, picture) = draw(
             images,
             reference_path,
             &reference.data,
             &prediction.data,
-            labels,
+            &scored.names(),
         )?;
         save_png(&out.join(format!("{id}.png")), &picture)?;
     }
-    let counts = counts(&prediction.data, &reference.data, values);
-    Ok((
-        prediction_path.display().to_string(),
-        reference_path.display().to_string(),
+    let values: Vec<Vec<i16>> = scored.classes.iter().map(|c| c.1.clone()).collect();
+    let counts = counts(&prediction.data, &reference.data, &values, scored.ignored);
+    let distances = match args.surface {
+        false => Vec::new(),
+        true => {
+            let mut predicted = labels_as_volume(&prediction)?;
+            let mut present = labels_as_volume(&reference)?;
+            if let Some(ignored) = scored.ignored {
+                // what is not annotated is nothing in either map
+                ndarray::Zip::from(&mut predicted)
+                    .and(&mut present)
+                    .for_each(|p, r| {
+                        if *r == ignored {
+                            (*p, *r) = (0, 0);
+                        }
+                    });
+            }
+            let flat = prediction.data.ndim() == 2;
+            let spacing = match flat {
+                // the one slice has no thickness
+                true => {
+                    let [_, y, x] = volume_spacing(&reference.geometry);
+                    [1.0, y, x]
+                }
+                false => volume_spacing(&reference.geometry),
+            };
+            values
+                .iter()
+                .map(|values| {
+                    args.convention.distances(
+                        mask_of(predicted.view(), values).view(),
+                        mask_of(present.view(), values).view(),
+                        spacing,
+                        flat,
+                        args.tolerance,
+                    )
+                })
+                .collect()
+        }
+    };
+    Ok(Scored {
+        prediction: prediction_path.display().to_string(),
+        reference: reference_path.display().to_string(),
         counts,
-    ))
+        distances,
+    })
 }
 
 /// A case's name and its side-by-side picture.
@@ -139,33 +200,27 @@ fn draw(
 /// The worst, the median and the best case below each other, in `overview.png`.
 fn draw_overview(
     args: &EvaluateSegmentationArgs,
-    cases: &[Case],
+    cases: &[Scored],
     labels: &[(String, i16)],
 ) -> Result<()> {
     let (Some(images), Some(out)) = (&args.images, &args.overlays) else {
         return Ok(());
     };
-    let dice = |case: &Case| mean(case.2.iter().map(Counts::dice)).unwrap_or(1.0);
-    let mut order: Vec<&Case> = cases.iter().collect();
+    let dice = |case: &Scored| mean(case.counts.iter().map(Counts::dice)).unwrap_or(1.0);
+    let mut order: Vec<&Scored> = cases.iter().collect();
     order.sort_by(|a, b| dice(a).total_cmp(&dice(b)));
     let mut picks = vec![0, order.len() / 2, order.len().saturating_sub(1)];
     picks.dedup();
     let pictures = picks
         .into_iter()
         .filter_map(|i| order.get(i))
-        .map(|(prediction, reference, _)| {
+        .map(|case| {
+            let reference = Path::new(&case.reference);
             let maps = (
-                read_labels(Path::new(reference))?,
-                read_labels(Path::new(prediction))?,
+                read_labels(reference)?,
+                read_labels(Path::new(&case.prediction))?,
             );
-            Ok(draw(
-                images,
-                Path::new(reference),
-                &maps.0.data,
-                &maps.1.data,
-                labels,
-            )?
-            .1)
+            Ok(draw(images, reference, &maps.0.data, &maps.1.data, labels)?.1)
         })
         .collect::<Result<Vec<_>>>()?;
     save_png(&out.join("overview.png"), &montage(&pictures, 1))?;
@@ -221,40 +276,73 @@ fn plane<T>(array: ArrayD<T>) -> Result<Array2<T>> {
         .with_context(|| format!("expected a plane, found shape {shape:?}"))
 }
 
-/// Foreground labels with their names: from dataset.json where one is found, else from the values in the references.
-fn labels(args: &EvaluateSegmentationArgs, references: &[PathBuf]) -> Result<Vec<(String, i16)>> {
-    let candidates = match &args.dataset_json {
-        Some(path) => vec![path.clone()],
-        None => [args.reference.as_path(), args.pred.as_path()]
-            .into_iter()
-            .flat_map(|d| [Some(d), d.parent()])
-            .flatten()
-            .map(|d| d.join("dataset.json"))
-            .filter(|p| p.is_file())
-            .collect(),
-    };
-    if let Some(path) = candidates.first() {
-        let info = DatasetJson::read(path)?;
-        return Ok(info.labels.into_iter().filter(|(_, v)| *v != 0).collect());
-    }
-    let mut values = BTreeSet::new();
-    for path in references {
-        values.extend(read_labels(path)?.data.iter().copied().filter(|&v| v > 0));
-    }
-    Ok(values
-        .into_iter()
-        .map(|v| (format!("label {v}"), v))
-        .collect())
+/// What is scored.
+struct Classes {
+    /// Name and label values of each class or region.
+    classes: Vec<(String, Vec<i16>)>,
+    /// The label of voxels that are not annotated.
+    ignored: Option<i16>,
 }
 
-fn split_ending(path: &Path) -> Option<(String, &'static str)> {
+impl Classes {
+    /// From dataset.json where one is found, else from the values in the references.
+    fn find(args: &EvaluateSegmentationArgs, references: &[PathBuf]) -> Result<Self> {
+        let candidates = match &args.dataset_json {
+            Some(path) => vec![path.clone()],
+            None => [args.reference.as_path(), args.pred.as_path()]
+                .into_iter()
+                .flat_map(|d| [Some(d), d.parent()])
+                .flatten()
+                .map(|d| d.join("dataset.json"))
+                .filter(|p| p.is_file())
+                .collect(),
+        };
+        if let Some(path) = candidates.first() {
+            let info = DatasetJson::read(path)?;
+            return Ok(Self {
+                classes: info.foreground(),
+                ignored: info.ignore_label,
+            });
+        }
+        let mut values = BTreeSet::new();
+        for path in references {
+            values.extend(read_labels(path)?.data.iter().copied().filter(|&v| v > 0));
+        }
+        Ok(Self {
+            classes: values
+                .into_iter()
+                .map(|v| (format!("label {v}"), vec![v]))
+                .collect(),
+            ignored: None,
+        })
+    }
+
+    /// Names of single labels, for pictures.
+    fn names(&self) -> Vec<(String, i16)> {
+        let of = |(name, values): &(String, Vec<i16>)| {
+            values
+                .iter()
+                .map(|v| (name.clone(), *v))
+                .collect::<Vec<_>>()
+        };
+        // of overlapping regions the last, which is the innermost by custom
+        let mut names: Vec<(String, i16)> = self.classes.iter().rev().flat_map(of).collect();
+        names.sort_by_key(|n| n.1);
+        names.dedup_by_key(|n| n.1);
+        names
+    }
+}
+
+/// A label map's case and ending.
+pub fn split_ending(path: &Path) -> Option<(String, &'static str)> {
     let name = path.file_name()?.to_str()?;
     ENDINGS
         .iter()
         .find_map(|&e| name.strip_suffix(e).map(|id| (id.to_string(), e)))
 }
 
-fn label_files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The label maps of a folder, sorted.
+pub fn label_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries =
         std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut files: Vec<PathBuf> = entries

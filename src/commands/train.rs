@@ -27,7 +27,8 @@ use crate::engine::train::Trainer;
 use crate::inference::volume::{segment, Member, PredictOptions};
 use crate::losses::DiceOver;
 use crate::metrics::overlap::counts;
-use crate::metrics::summary::summarise;
+use crate::metrics::protocol::Convention;
+use crate::metrics::summary::{summarise, Scored};
 use crate::runtime::{self, StopFlag};
 
 /// A start from other weights takes at least one in so many of the network's tensors.
@@ -450,6 +451,7 @@ fn validate(
     let ids = config.validation_ids.clone();
     let out = folder.validation();
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let classes = dataset.info.foreground();
     let labels: Vec<(String, i16)> = dataset
         .info
         .labels
@@ -457,7 +459,7 @@ fn validate(
         .filter(|(_, v)| *v != 0)
         .cloned()
         .collect();
-    let values: Vec<i16> = labels.iter().map(|(_, v)| *v).collect();
+    let values: Vec<Vec<i16>> = classes.iter().map(|c| c.1.clone()).collect();
     let ending = label_ending(&dataset.info.file_ending);
     let members = [Member::new(
         config,
@@ -498,18 +500,19 @@ fn validate(
             id,
         )?;
         crate::report::save_png(&out.join(format!("{id}_overlay.png")), &picture)?;
-        cases.push((
-            target.display().to_string(),
-            dataset
+        cases.push(Scored {
+            prediction: target.display().to_string(),
+            reference: dataset
                 .label_path(id, Split::Training)
                 .display()
                 .to_string(),
-            counts(&prediction.data, &reference.data, &values),
-        ));
+            counts: counts(&prediction.data, &reference.data, &values, None),
+            distances: Vec::new(),
+        });
         bar.step(|| id.clone());
     }
     bar.finish();
-    let summary = summarise(&cases, &labels);
+    let summary = summarise(&cases, &classes, Convention::Nnunet, None);
     write_json(&out.join("summary.json"), &summary)?;
     printer.data(&summary.table());
     printer.message(&format!(

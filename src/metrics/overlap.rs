@@ -30,6 +30,32 @@ impl Counts {
         (all > 0).then(|| self.tp as f64 / all as f64)
     }
 
+    /// TP / (TP + FP): which part of the prediction is right; `None` without a prediction.
+    pub fn precision(&self) -> Option<f64> {
+        share(self.tp, self.tp + self.fp)
+    }
+
+    /// TP / (TP + FN): which part of the reference is found; `None` without a reference.
+    pub fn sensitivity(&self) -> Option<f64> {
+        share(self.tp, self.tp + self.fn_)
+    }
+
+    /// TN / (TN + FP); `None` where the reference is everywhere.
+    pub fn specificity(&self) -> Option<f64> {
+        share(self.tn, self.tn + self.fp)
+    }
+
+    /// (TP + TN) / all voxels.
+    pub fn accuracy(&self) -> Option<f64> {
+        share(self.tp + self.tn, self.tp + self.tn + self.fp + self.fn_)
+    }
+
+    /// (predicted - reference) / reference: relative volume difference; `None` without a reference.
+    pub fn volume_difference(&self) -> Option<f64> {
+        let reference = (self.tp + self.fn_) as f64;
+        (reference > 0.0).then(|| ((self.tp + self.fp) as f64 - reference) / reference)
+    }
+
     /// Adds the counts of another case.
     pub fn add(&mut self, other: &Self) {
         self.tp += other.tp;
@@ -39,10 +65,21 @@ impl Counts {
     }
 }
 
-/// Counts of each of `labels` over two maps of equal shape. Voxels whose reference is negative are left out.
-pub fn counts(prediction: &ArrayD<i16>, reference: &ArrayD<i16>, labels: &[i16]) -> Vec<Counts> {
-    // One pass over the voxels into a table by value, then sums per label.
-    let top = labels.iter().copied().max().unwrap_or(0).max(0) as usize;
+fn share(part: u64, all: u64) -> Option<f64> {
+    (all > 0).then(|| part as f64 / all as f64)
+}
+
+/// Counts of each class, a set of label values, over two maps of equal shape. Voxels whose reference is negative or the ignored label are left
+/// out.
+pub fn counts(
+    prediction: &ArrayD<i16>,
+    reference: &ArrayD<i16>,
+    classes: &[Vec<i16>],
+    ignored: Option<i16>,
+) -> Vec<Counts> {
+    // One pass over the voxels into a table of pairs of values, then sums per class.
+    let top = classes.iter().flatten().copied().max().unwrap_or(0).max(0) as usize;
+    let n = top + 2;
     let bin = |value: i16| {
         if value >= 0 && value as usize <= top {
             value as usize
@@ -50,34 +87,34 @@ pub fn counts(prediction: &ArrayD<i16>, reference: &ArrayD<i16>, labels: &[i16])
             top + 1
         }
     };
-    let (mut both, mut predicted, mut present) = (
-        vec![0u64; top + 2],
-        vec![0u64; top + 2],
-        vec![0u64; top + 2],
-    );
+    let mut pairs = vec![0u64; n * n];
     let mut voxels = 0u64;
     for (&p, &r) in prediction.iter().zip(reference.iter()) {
-        if r < 0 {
+        if r < 0 || Some(r) == ignored {
             continue;
         }
         voxels += 1;
-        predicted[bin(p)] += 1;
-        present[bin(r)] += 1;
-        if p == r {
-            both[bin(p)] += 1;
-        }
+        pairs[bin(p) * n + bin(r)] += 1;
     }
-    labels
+    classes
         .iter()
-        .map(|&label| {
-            let i = bin(label);
-            let (tp, fp, fn_) = (both[i], predicted[i] - both[i], present[i] - both[i]);
-            Counts {
-                tp,
-                fp,
-                fn_,
-                tn: voxels - tp - fp - fn_,
+        .map(|values| {
+            let member: Vec<bool> = (0..n)
+                .map(|v| values.contains(&(v as i16)) && v <= top)
+                .collect();
+            let mut counts = Counts::default();
+            for (p, row) in pairs.chunks_exact(n).enumerate() {
+                for (r, &count) in row.iter().enumerate() {
+                    match (member[p], member[r]) {
+                        (true, true) => counts.tp += count,
+                        (true, false) => counts.fp += count,
+                        (false, true) => counts.fn_ += count,
+                        (false, false) => {}
+                    }
+                }
             }
+            counts.tn = voxels - counts.tp - counts.fp - counts.fn_;
+            counts
         })
         .collect()
 }
@@ -105,7 +142,8 @@ mod tests {
         let c = counts(
             &map(&[0, 1, 1, 2, 2, 0]),
             &map(&[0, 1, 2, 2, 0, -1]),
-            &[1, 2, 3],
+            &[vec![1], vec![2], vec![3]],
+            None,
         );
         assert_eq!(
             c[0],
@@ -137,11 +175,27 @@ mod tests {
         assert_eq!(c[0].dice(), Some(2.0 / 3.0));
         assert_eq!(c[1].iou(), Some(1.0 / 3.0));
         assert_eq!(c[2].dice(), None);
+        assert_eq!(c[0].precision(), Some(0.5));
+        assert_eq!(c[0].sensitivity(), Some(1.0));
+        assert_eq!(c[0].specificity(), Some(0.75));
+        assert_eq!(c[0].accuracy(), Some(0.8));
+        assert_eq!(
+            (c[0].volume_difference(), c[2].volume_difference()),
+            (Some(1.0), None)
+        );
+    }
+
+    #[test]
+    fn regions_join_classes_and_ignored_voxels_are_left_out() {
+        let (p, r) = (map(&[1, 2, 0, 3, 0]), map(&[2, 2, 1, 3, 0]));
+        let c = counts(&p, &r, &[vec![1, 2], vec![2]], Some(3));
+        assert_eq!((c[0].tp, c[0].fp, c[0].fn_, c[0].tn), (2, 0, 1, 1));
+        assert_eq!((c[1].tp, c[1].fp, c[1].fn_, c[1].tn), (1, 0, 1, 2));
     }
 
     #[test]
     fn a_missed_class_is_zero_and_an_absent_one_is_left_out() {
-        let c = counts(&map(&[0, 0]), &map(&[1, 0]), &[1]);
+        let c = counts(&map(&[0, 0]), &map(&[1, 0]), &[vec![1]], None);
         assert_eq!(c[0].dice(), Some(0.0));
         assert_eq!(mean([Some(1.0), None, Some(0.0)]), Some(0.5));
         assert_eq!(mean([None]), None);

@@ -1,81 +1,122 @@
-//! `summary.json`: nnU-Net's keys (`foreground_mean`, `mean`, `metric_per_case`) and ours (`pooled`, `protocol`).
+//! `summary.json`: nnU-Net's keys (`foreground_mean`, `mean`, `metric_per_case`) and ours (`pooled`, `std`, `interval_95`, `protocol`).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::bootstrap::interval;
 use super::overlap::{mean, Counts};
+use super::protocol::{Convention, Distances};
 
-/// The numbers of one class in one case, under nnU-Net's names. A Dice that does not exist is `null`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[allow(non_snake_case, missing_docs)]
-pub struct ClassNumbers {
-    pub Dice: Option<f64>,
-    pub IoU: Option<f64>,
-    pub TP: f64,
-    pub FP: f64,
-    pub FN: f64,
-    pub TN: f64,
-    pub n_pred: f64,
-    pub n_ref: f64,
-}
+/// The numbers of one class in one case by name, nnU-Net's first. One that does not exist is `null`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Numbers(BTreeMap<String, Option<f64>>);
 
-impl From<&Counts> for ClassNumbers {
-    fn from(c: &Counts) -> Self {
-        Self {
-            Dice: c.dice(),
-            IoU: c.iou(),
-            TP: c.tp as f64,
-            FP: c.fp as f64,
-            FN: c.fn_ as f64,
-            TN: c.tn as f64,
-            n_pred: (c.tp + c.fp) as f64,
-            n_ref: (c.tp + c.fn_) as f64,
-        }
+impl Numbers {
+    /// A number by name, where it exists.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.get(name).copied().flatten()
     }
-}
 
-impl ClassNumbers {
-    fn mean_of(rows: &[Self]) -> Self {
-        let average =
-            |f: fn(&Self) -> f64| rows.iter().map(f).sum::<f64>() / rows.len().max(1) as f64;
-        Self {
-            Dice: mean(rows.iter().map(|r| r.Dice)),
-            IoU: mean(rows.iter().map(|r| r.IoU)),
-            TP: average(|r| r.TP),
-            FP: average(|r| r.FP),
-            FN: average(|r| r.FN),
-            TN: average(|r| r.TN),
-            n_pred: average(|r| r.n_pred),
-            n_ref: average(|r| r.n_ref),
+    /// Names of all numbers.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    fn set(&mut self, name: &str, value: Option<f64>) {
+        // JSON has no infinity; the protocol says what is missing
+        self.0
+            .insert(name.to_string(), value.filter(|v| v.is_finite()));
+    }
+
+    fn of(counts: &Counts, distances: Option<&Distances>, convention: Convention) -> Self {
+        let mut numbers = Self::default();
+        let (dice, iou) = convention.overlap(counts);
+        for (name, value) in [
+            ("Dice", dice),
+            ("IoU", iou),
+            ("TP", Some(counts.tp as f64)),
+            ("FP", Some(counts.fp as f64)),
+            ("FN", Some(counts.fn_ as f64)),
+            ("TN", Some(counts.tn as f64)),
+            ("n_pred", Some((counts.tp + counts.fp) as f64)),
+            ("n_ref", Some((counts.tp + counts.fn_) as f64)),
+            ("precision", counts.precision()),
+            ("sensitivity", counts.sensitivity()),
+            ("specificity", counts.specificity()),
+            ("accuracy", counts.accuracy()),
+            ("relative_volume_difference", counts.volume_difference()),
+        ] {
+            numbers.set(name, value);
         }
+        if let Some(d) = distances {
+            for (name, value) in [
+                ("HD", d.hd),
+                ("HD95", d.hd95),
+                ("ASSD", d.assd),
+                ("NSD", d.nsd),
+            ] {
+                numbers.set(name, value);
+            }
+        }
+        numbers
+    }
+
+    /// Number by number over rows; `None` for a number that `f` gives none for.
+    fn fold(rows: &[Self], f: impl Fn(&[Option<f64>]) -> Option<f64>) -> Self {
+        let mut folded = Self::default();
+        for name in rows.first().map(Self::names).into_iter().flatten() {
+            let column: Vec<Option<f64>> = rows.iter().map(|r| r.get(name)).collect();
+            folded.set(name, f(&column));
+        }
+        folded
     }
 }
 
 /// One case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaseNumbers {
-    /// Per label value.
-    pub metrics: BTreeMap<String, ClassNumbers>,
+    /// Per class: its label, or its region as `(1, 2)`.
+    pub metrics: BTreeMap<String, Numbers>,
     /// The predicted label map.
     pub prediction_file: String,
     /// The reference.
     pub reference_file: String,
 }
 
+/// What was scored of one case.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The predicted label map.
+    pub prediction: String,
+    /// The reference.
+    pub reference: String,
+    /// Of each class.
+    pub counts: Vec<Counts>,
+    /// Of each class, where distances were asked for.
+    pub distances: Vec<Distances>,
+}
+
 /// A folder of cases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Mean over the foreground classes of their means over cases.
-    pub foreground_mean: ClassNumbers,
+    /// Mean over the foreground classes of their means over cases; `null` where a class has none.
+    pub foreground_mean: Numbers,
     /// Per class, the mean over cases.
-    pub mean: BTreeMap<String, ClassNumbers>,
+    pub mean: BTreeMap<String, Numbers>,
+    /// Per class, the standard deviation over cases.
+    pub std: BTreeMap<String, Numbers>,
+    /// Per class and number, where the mean of 95 of 100 resamplings of the cases lies.
+    pub interval_95: BTreeMap<String, BTreeMap<String, (f64, f64)>>,
     /// Per class, from counts added over all cases.
-    pub pooled: BTreeMap<String, ClassNumbers>,
+    pub pooled: BTreeMap<String, Numbers>,
     /// Mean of the pooled Dice over foreground classes.
     pub pooled_foreground_dice: Option<f64>,
-    /// Label names by value.
+    /// Class names by key.
     pub labels: BTreeMap<String, String>,
+    /// Keys in the order of the classes.
+    pub order: Vec<String>,
     /// How the numbers are defined, in words.
     pub protocol: String,
     /// Each case.
@@ -85,47 +126,100 @@ pub struct Summary {
 const PROTOCOL: &str = "overlap in voxels of the source grid; Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN); a class in neither map \
 is left out of a mean; 'mean' averages cases per class, 'foreground_mean' averages classes without background, 'pooled' adds the counts of all cases first";
 
-/// Builds the summary of `cases` (files and one [`Counts`] a label) for the foreground `labels`.
-pub fn summarise(cases: &[(String, String, Vec<Counts>)], labels: &[(String, i16)]) -> Summary {
-    let key = |value: i16| value.to_string();
+/// nnU-Net's key of a class: `2`, or `(1, 2)` for a region.
+pub fn key(values: &[i16]) -> String {
+    match values {
+        [one] => one.to_string(),
+        several => {
+            let list: Vec<String> = several.iter().map(i16::to_string).collect();
+            format!("({})", list.join(", "))
+        }
+    }
+}
+
+/// Numbers for which spread and interval are worth saying.
+const SPREAD: [&str; 7] = ["Dice", "IoU", "HD", "HD95", "ASSD", "NSD", "sensitivity"];
+
+/// Builds the summary of `cases` for classes by name. `tolerance` is that of the distances, if there are any.
+pub fn summarise(
+    cases: &[Scored],
+    classes: &[(String, Vec<i16>)],
+    convention: Convention,
+    tolerance: Option<f64>,
+) -> Summary {
+    let keys: Vec<String> = classes.iter().map(|c| key(&c.1)).collect();
+    let numbers =
+        |case: &Scored, i: usize| Numbers::of(&case.counts[i], case.distances.get(i), convention);
     let metric_per_case: Vec<CaseNumbers> = cases
         .iter()
-        .map(|(prediction, reference, counts)| CaseNumbers {
-            metrics: labels
+        .map(|case| CaseNumbers {
+            metrics: keys
                 .iter()
-                .zip(counts)
-                .map(|((_, v), c)| (key(*v), c.into()))
+                .enumerate()
+                .map(|(i, key)| (key.clone(), numbers(case, i)))
                 .collect(),
-            prediction_file: prediction.clone(),
-            reference_file: reference.clone(),
+            prediction_file: case.prediction.clone(),
+            reference_file: case.reference.clone(),
         })
         .collect();
-    let (mut means, mut pooled) = (BTreeMap::new(), BTreeMap::new());
-    for (i, (_, value)) in labels.iter().enumerate() {
-        let rows: Vec<ClassNumbers> = cases
+    let (mut means, mut stds, mut pooled) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut intervals = BTreeMap::new();
+    for (i, key) in keys.iter().enumerate() {
+        let rows: Vec<Numbers> = cases.iter().map(|case| numbers(case, i)).collect();
+        means.insert(
+            key.clone(),
+            Numbers::fold(&rows, |v| mean(v.iter().copied())),
+        );
+        stds.insert(key.clone(), Numbers::fold(&rows, deviation));
+        let sure: BTreeMap<String, (f64, f64)> = SPREAD
             .iter()
-            .map(|(_, _, counts)| (&counts[i]).into())
+            .filter_map(|name| {
+                let values: Vec<f64> = rows.iter().filter_map(|r| r.get(name)).collect();
+                Some(((*name).to_string(), interval(&values)?))
+            })
             .collect();
-        means.insert(key(*value), ClassNumbers::mean_of(&rows));
+        intervals.insert(key.clone(), sure);
         let mut sum = Counts::default();
-        for (_, _, counts) in cases {
-            sum.add(&counts[i]);
+        for case in cases {
+            sum.add(&case.counts[i]);
         }
-        pooled.insert(key(*value), (&sum).into());
+        pooled.insert(key.clone(), Numbers::of(&sum, None, Convention::Nnunet));
     }
-    let foreground: Vec<ClassNumbers> = means.values().copied().collect();
+    let foreground: Vec<Numbers> = keys.iter().filter_map(|k| means.get(k).cloned()).collect();
+    // nnU-Net's plain mean: not there if one class has none
+    let strict =
+        |v: &[Option<f64>]| mean(v.iter().copied()).filter(|_| v.iter().all(Option::is_some));
+    let mut protocol = PROTOCOL.to_string();
+    if let Some(tolerance) = tolerance {
+        protocol = format!("{protocol}; {}", convention.words(tolerance));
+    }
     Summary {
-        foreground_mean: ClassNumbers::mean_of(&foreground),
-        pooled_foreground_dice: mean(pooled.values().map(|c: &ClassNumbers| c.Dice)),
+        foreground_mean: Numbers::fold(&foreground, strict),
+        pooled_foreground_dice: mean(pooled.values().map(|c: &Numbers| c.get("Dice"))),
         mean: means,
+        std: stds,
+        interval_95: intervals,
         pooled,
-        labels: labels
+        labels: keys
             .iter()
-            .map(|(name, value)| (key(*value), name.clone()))
+            .zip(classes)
+            .map(|(key, (name, _))| (key.clone(), name.clone()))
             .collect(),
-        protocol: PROTOCOL.to_string(),
+        order: keys,
+        protocol,
         metric_per_case,
     }
+}
+
+/// Sample standard deviation of the values that exist.
+fn deviation(values: &[Option<f64>]) -> Option<f64> {
+    let present: Vec<f64> = values.iter().copied().flatten().collect();
+    let n = present.len() as f64;
+    if n < 2.0 {
+        return None;
+    }
+    let mean = present.iter().sum::<f64>() / n;
+    Some((present.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
 }
 
 impl Summary {
@@ -139,34 +233,56 @@ impl Summary {
             .chain([10])
             .max()
             .unwrap_or(10);
-        let mut values: Vec<i64> = self.labels.keys().filter_map(|k| k.parse().ok()).collect();
-        values.sort_unstable();
+        let distances = ["HD95", "ASSD", "NSD"];
+        let with_distances = self.foreground_mean.names().any(|n| n == "HD95");
         let mut text = format!(
-            "{:width$}  {:>11}  {:>9}  {:>11}\n",
-            "class", "Dice pooled", "Dice mean", "IoU pooled"
+            "{:width$}  {:>11}  {:>9}  {:>7}  {:>15}  {:>11}",
+            "class", "Dice pooled", "Dice mean", "std", "95% interval", "IoU pooled"
         );
-        for value in values {
-            let k = value.to_string();
-            let (p, m) = (self.pooled.get(&k), self.mean.get(&k));
-            let name = self.labels.get(&k).map_or(k.as_str(), String::as_str);
-            text.push_str(&format!(
-                "{name:width$}  {:>11}  {:>9}  {:>11}\n",
-                show(p.and_then(|p| p.Dice)),
-                show(m.and_then(|m| m.Dice)),
-                show(p.and_then(|p| p.IoU)),
-            ));
+        if with_distances {
+            text += &distances.map(|d| format!("  {d:>8}")).concat();
         }
-        let pooled_iou = mean(self.pooled.values().map(|c| c.IoU));
-        text.push_str(&format!(
-            "{:width$}  {:>11}  {:>9}  {:>11}\n{} case(s); {}",
+        text.push('\n');
+        for key in &self.order {
+            let of = |map: &BTreeMap<String, Numbers>, name| map.get(key).and_then(|n| n.get(name));
+            let sure = self.interval_95.get(key).and_then(|i| i.get("Dice"));
+            let sure = sure.map_or("-".to_string(), |(low, high)| {
+                format!("{low:.3}..{high:.3}")
+            });
+            let name = self.labels.get(key).unwrap_or(key);
+            text += &format!(
+                "{name:width$}  {:>11}  {:>9}  {:>7}  {sure:>15}  {:>11}",
+                show(of(&self.pooled, "Dice")),
+                show(of(&self.mean, "Dice")),
+                of(&self.std, "Dice").map_or("-".to_string(), |v| format!("{v:.3}")),
+                show(of(&self.pooled, "IoU")),
+            );
+            if with_distances {
+                text += &distances
+                    .map(|d| format!("  {:>8}", show(of(&self.mean, d))))
+                    .concat();
+            }
+            text.push('\n');
+        }
+        let pooled_iou = mean(self.pooled.values().map(|c| c.get("IoU")));
+        text += &format!(
+            "{:width$}  {:>11}  {:>9}  {:>7}  {:>15}  {:>11}",
             "mean",
             show(self.pooled_foreground_dice),
-            show(self.foreground_mean.Dice),
+            show(mean(self.mean.values().map(|c| c.get("Dice")))),
+            "",
+            "",
             show(pooled_iou),
+        );
+        if with_distances {
+            let mean_of = |d| show(mean(self.mean.values().map(|c| c.get(d))));
+            text += &distances.map(|d| format!("  {:>8}", mean_of(d))).concat();
+        }
+        text + &format!(
+            "\n{} case(s); {}",
             self.metric_per_case.len(),
             self.protocol
-        ));
-        text
+        )
     }
 }
 
@@ -194,12 +310,20 @@ mod tests {
             fn_: 0,
             tn: 10,
         };
-        let cases = [a, b, none].map(|c| ("p".to_string(), "r".to_string(), vec![c]));
-        let s = summarise(&cases, &[("x".to_string(), 1)]);
-        assert_eq!(s.mean["1"].Dice, Some(0.75));
-        assert_eq!(s.pooled["1"].Dice, Some(22.0 / 42.0));
-        assert_eq!(s.foreground_mean.Dice, Some(0.75));
-        assert_eq!(s.metric_per_case[2].metrics["1"].Dice, None);
+        let cases = [a, b, none].map(|c| Scored {
+            prediction: "p".into(),
+            reference: "r".into(),
+            counts: vec![c],
+            distances: vec![],
+        });
+        let classes = [("x".to_string(), vec![1])];
+        let s = summarise(&cases, &classes, Convention::Nnunet, None);
+        assert_eq!(s.mean["1"].get("Dice"), Some(0.75));
+        assert_eq!(s.pooled["1"].get("Dice"), Some(22.0 / 42.0));
+        assert_eq!(s.foreground_mean.get("Dice"), Some(0.75));
+        assert_eq!(s.std["1"].get("Dice"), Some(0.125f64.sqrt()));
+        assert_eq!(s.metric_per_case[2].metrics["1"].get("Dice"), None);
         assert!(s.table().contains("0.5238"));
+        assert_eq!((key(&[3]), key(&[1, 2])), ("3".into(), "(1, 2)".into()));
     }
 }

@@ -1,0 +1,306 @@
+//! `evaluate segmentation --protocol …`: tables as published scripts make them, and objects counted one by one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure, Context, Result};
+use ndarray::{Axis, Ix2};
+use serde_json::{json, Map, Value};
+use vision_mamba_datasets::preprocess::{labels_as_volume, volume_spacing};
+use vision_mamba_datasets::{read_image, read_labels, LabelMap};
+
+use super::evaluate::{label_files, read_pair, split_ending};
+use crate::cli::args::{EvaluateSegmentationArgs, ProtocolChoice};
+use crate::cli::exit::Misuse;
+use crate::cli::printer::Printer;
+use crate::cli::progress::Progress;
+use crate::engine::run_folder::write_json;
+use crate::metrics::bootstrap::interval;
+use crate::metrics::instances::{match_objects, numbered, Objects};
+use crate::metrics::overlap::mean;
+use crate::metrics::protocol::{
+    mamba_unet, mask_of, umamba_abdomen, umamba_cell, umamba_endoscopy, ABDOMEN,
+};
+
+/// Columns of a case: names and numbers; one that does not exist is left out of means.
+type Row = Vec<(String, Option<f64>)>;
+
+/// A column's name, its mean, and where that lies nineteen times out of twenty.
+type Column = (String, Option<f64>, Option<(f64, f64)>);
+
+/// Scores every case, prints the table and writes it.
+pub fn run(args: &EvaluateSegmentationArgs, printer: &Printer) -> Result<()> {
+    if !(args.iou > 0.0 && args.iou <= 1.0) {
+        return Err(Misuse::error("--iou: must be above 0 and at most 1"));
+    }
+    // U-Mamba's scripts go by the predictions, the others by the references
+    let by_prediction = args.protocol == ProtocolChoice::UmambaCell;
+    let files = label_files(if by_prediction {
+        &args.pred
+    } else {
+        &args.reference
+    })?;
+    ensure!(
+        !files.is_empty(),
+        "{} holds no label maps",
+        if by_prediction {
+            &args.pred
+        } else {
+            &args.reference
+        }
+        .display()
+    );
+    let mut bar = Progress::new(printer, "evaluating", files.len() as u64);
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    for file in &files {
+        let name = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        match score(args, file) {
+            Ok(row) => rows.push((name, row)),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+        bar.step(String::new);
+    }
+    bar.finish();
+    if !rows.is_empty() {
+        printer.data(&table(&rows, args));
+        if let Some(path) = &args.json {
+            write_json(path, &as_json(&rows, args))?;
+        }
+    }
+    match failures.first() {
+        None => Ok(()),
+        Some(first) => {
+            for failure in &failures {
+                printer.warning(failure);
+            }
+            bail!(
+                "{} of {} case(s) could not be scored: {first}",
+                failures.len(),
+                files.len()
+            )
+        }
+    }
+}
+
+fn score(args: &EvaluateSegmentationArgs, file: &Path) -> Result<Row> {
+    let other = |folder: &Path| folder.join(file.file_name().unwrap_or_default());
+    let named = |name: &str, value: f64| (name.to_string(), Some(value).filter(|v| v.is_finite()));
+    match args.protocol {
+        ProtocolChoice::Classes => bail!("not a protocol of its own"),
+        ProtocolChoice::UmambaAbdomen => {
+            let (prediction, reference) = read_pair(&other(&args.pred), file)?;
+            let spacing = volume_spacing(&reference.geometry);
+            let (p, r) = (
+                labels_as_volume(&prediction)?,
+                labels_as_volume(&reference)?,
+            );
+            let scores = umamba_abdomen(p.view(), r.view(), spacing);
+            Ok(ABDOMEN
+                .iter()
+                .zip(scores)
+                .flat_map(|((organ, _), (dice, nsd))| {
+                    [
+                        named(&format!("{organ}_DSC"), dice),
+                        named(&format!("{organ}_NSD"), nsd),
+                    ]
+                })
+                .collect())
+        }
+        ProtocolChoice::UmambaEndoscopy => {
+            let (prediction, reference) = read_pair(&other(&args.pred), file)?;
+            let (p, r) = (
+                labels_as_volume(&prediction)?,
+                labels_as_volume(&reference)?,
+            );
+            let (dice, nsd) = umamba_endoscopy(p.view(), r.view());
+            Ok(vec![named("DSC", dice), named("NSD", nsd)])
+        }
+        ProtocolChoice::UmambaCell => {
+            let (id, _) = split_ending(file).context("prediction has no known ending")?;
+            let reference = objects(&instance_file(&args.reference, &id)?)?;
+            let prediction = plane(&read_labels(file)?, file)?;
+            ensure!(
+                prediction.dim() == reference.dim(),
+                "{} is of size {:?}, its reference of {:?}",
+                file.display(),
+                prediction.dim(),
+                reference.dim()
+            );
+            let scores = umamba_cell(&reference, prediction.view(), args.iou, args.border_cells);
+            let m = scores.matches;
+            Ok(vec![
+                named("true_num", m.reference as f64),
+                named("pred_num", m.predicted as f64),
+                named("correct_num(TP)", m.tp as f64),
+                named("missed_num(FN)", scores.fn_ as f64),
+                named("wrong_num(FP)", scores.fp as f64),
+                named("precision", m.precision()),
+                named("recall", m.recall()),
+                named("dice", scores.dice),
+                named("F1", scores.f1),
+            ])
+        }
+        ProtocolChoice::Instances => {
+            let prediction = other(&args.pred);
+            let (reference, predicted) = (objects(file)?, objects(&prediction)?);
+            ensure!(
+                predicted.dim() == reference.dim(),
+                "{} is of size {:?}, its reference of {:?}",
+                prediction.display(),
+                predicted.dim(),
+                reference.dim()
+            );
+            let m = match_objects(&reference, &predicted, args.iou);
+            Ok(vec![
+                named("reference", m.reference as f64),
+                named("predicted", m.predicted as f64),
+                named("TP", m.tp as f64),
+                named("precision", m.precision()),
+                named("recall", m.recall()),
+                ("F1".into(), m.f1()),
+                ("AP".into(), m.ap()),
+                ("PQ".into(), m.pq()),
+            ])
+        }
+        ProtocolChoice::MambaUnet => {
+            let (prediction, reference) = read_pair(&other(&args.pred), file)?;
+            let flat = prediction.data.ndim() == 2;
+            let (p, r) = (
+                labels_as_volume(&prediction)?,
+                labels_as_volume(&reference)?,
+            );
+            let top = p.iter().chain(&r).copied().max().unwrap_or(0);
+            (1..=top)
+                .flat_map(|label| {
+                    let scores = mamba_unet(
+                        mask_of(p.view(), &[label]).view(),
+                        mask_of(r.view(), &[label]).view(),
+                        flat,
+                    );
+                    let (dice, hd95) = scores.map_or((None, None), |(d, h)| (Some(d), Some(h)));
+                    [
+                        Ok((format!("Dice {label}"), dice)),
+                        Ok((format!("HD95 {label}"), hd95)),
+                    ]
+                })
+                .collect()
+        }
+    }
+}
+
+/// `CASE_label.tiff`, or the like.
+fn instance_file(folder: &Path, id: &str) -> Result<PathBuf> {
+    let names = [
+        "_label.tiff",
+        "_label.tif",
+        "_label.png",
+        ".tiff",
+        ".tif",
+        ".png",
+    ];
+    names
+        .iter()
+        .map(|ending| folder.join(format!("{id}{ending}")))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{}/{id}_label.tiff is missing", folder.display()))
+}
+
+fn objects(path: &Path) -> Result<Objects> {
+    let image = read_image(path)?;
+    ensure!(
+        image.channels() == 1,
+        "{} has {} channels; object numbers need one",
+        path.display(),
+        image.channels()
+    );
+    let data = image.data.index_axis_move(Axis(0), 0);
+    numbered(&data).with_context(|| {
+        format!(
+            "{} is no plane of object numbers (whole numbers from 0)",
+            path.display()
+        )
+    })
+}
+
+fn plane(labels: &LabelMap, path: &Path) -> Result<ndarray::Array2<i16>> {
+    let volume = labels_as_volume(labels)?;
+    ensure!(
+        volume.dim().0 == 1,
+        "{} is a volume; cells are counted in pictures",
+        path.display()
+    );
+    Ok(volume
+        .index_axis_move(Axis(0), 0)
+        .into_dimensionality::<Ix2>()?)
+}
+
+/// Over the cases that have it, each column.
+fn means(rows: &[(String, Row)]) -> Vec<Column> {
+    let mut names: Vec<String> = Vec::new();
+    for (name, _) in rows.iter().flat_map(|r| &r.1) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+        .into_iter()
+        .map(|name| {
+            let column: Vec<f64> = rows
+                .iter()
+                .flat_map(|r| &r.1)
+                .filter(|(n, _)| *n == name)
+                .filter_map(|(_, v)| *v)
+                .collect();
+            (
+                name,
+                mean(column.iter().map(|v| Some(*v))),
+                interval(&column),
+            )
+        })
+        .collect()
+}
+
+fn words(args: &EvaluateSegmentationArgs) -> String {
+    match args.protocol {
+        ProtocolChoice::Classes => String::new(),
+        ProtocolChoice::Instances => format!("objects match from IoU {} on, each once; images without objects have no F1, AP, PQ", args.iou),
+        ProtocolChoice::UmambaAbdomen => "U-Mamba's abdomen scripts: NSD with a tolerance for each organ; aorta, IVC and esophagus between the reference's first and last slice, the last left out; 1 if an organ is in neither map".into(),
+        ProtocolChoice::UmambaEndoscopy => "U-Mamba's endoscopy scripts: mean over the labels in either picture; NSD within 2 pixels".into(),
+        ProtocolChoice::UmambaCell => format!("U-Mamba's cell script: 8-connected components of class 1, IoU from {}, objects at the border {}; without any prediction misses are not counted", args.iou, if args.border_cells { "counted" } else { "left out" }),
+        ProtocolChoice::MambaUnet => "Mamba-UNet's validation: HD95 in voxels; 0 and 0 where nothing is predicted; left out where the reference alone is empty (the script stops there)".into(),
+    }
+}
+
+fn table(rows: &[(String, Row)], args: &EvaluateSegmentationArgs) -> String {
+    let means = means(rows);
+    let width = means.iter().map(|m| m.0.chars().count()).max().unwrap_or(0);
+    let mut text = format!("{:width$}  {:>9}  {:>17}\n", "", "mean", "95% interval");
+    for (name, mean, sure) in means {
+        let mean = mean.map_or("-".to_string(), |v| format!("{v:.4}"));
+        let sure = sure.map_or("-".to_string(), |(l, h)| format!("{l:.4}..{h:.4}"));
+        text += &format!("{name:width$}  {mean:>9}  {sure:>17}\n");
+    }
+    text + &format!("{} case(s); {}", rows.len(), words(args))
+}
+
+fn as_json(rows: &[(String, Row)], args: &EvaluateSegmentationArgs) -> Value {
+    let row = |row: &Row| -> Value {
+        let map: Map<String, Value> = row.iter().map(|(n, v)| (n.clone(), json!(v))).collect();
+        Value::Object(map)
+    };
+    let means: Map<String, Value> = means(rows)
+        .into_iter()
+        .map(|(name, mean, sure)| (name, json!({"mean": mean, "interval_95": sure})))
+        .collect();
+    json!({
+        "protocol": words(args),
+        "mean": means,
+        "metric_per_case": rows
+            .iter()
+            .map(|(name, numbers)| json!({"file": name, "metrics": row(numbers)}))
+            .collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,260 @@
+//! Distances between the surfaces of two masks, in the unit of the spacing, by the definitions that published numbers follow.
+//!
+//! * Voxels: the surface is the mask less its erosion; outside the image counts as background. MedPy pools the distances of both directions
+//!   before percentile and mean; MONAI takes the larger of two percentiles.
+//! * Surface elements: between voxels, weighted by the area that marching cubes gives them (Nikolov et al., arXiv:1809.04430, DeepMind's
+//!   `surface-distance`, which U-Mamba's scripts use). In 2-D contour elements weighted by length.
+
+use ndarray::{s, Array3, ArrayView3};
+
+use super::distance::squared_distances;
+use super::surfels::{element_weights, neighbourhood_codes, INSIDE};
+
+/// A box of voxels with something in it, one voxel wider on every side where there is room; none if both masks are empty.
+fn bounds(a: ArrayView3<bool>, b: ArrayView3<bool>) -> Option<[[usize; 2]; 3]> {
+    let size = [a.dim().0, a.dim().1, a.dim().2];
+    let mut bounds = size.map(|n| [n, 0]);
+    for mask in [a, b] {
+        for ((z, y, x), _) in mask.indexed_iter().filter(|(_, m)| **m) {
+            for (range, at) in bounds.iter_mut().zip([z, y, x]) {
+                range[0] = range[0].min(at);
+                range[1] = range[1].max(at + 1);
+            }
+        }
+    }
+    (bounds[0][1] > 0).then_some(bounds)
+}
+
+/// Which voxels are neighbours when a mask is eroded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connectivity {
+    /// Those that share a face: everybody's default.
+    Faces,
+    /// Those that share an edge too (MedPy's `connectivity = 2`).
+    Edges,
+}
+
+/// Voxels of a mask that have a neighbour outside it. An axis of one voxel has no neighbours if `flat`.
+fn surface(mask: ArrayView3<bool>, connectivity: Connectivity, flat: bool) -> Array3<bool> {
+    let size = [mask.dim().0, mask.dim().1, mask.dim().2];
+    let most = match connectivity {
+        Connectivity::Faces => 1,
+        Connectivity::Edges => 2,
+    };
+    let mut offsets = Vec::new();
+    for code in 0..27usize {
+        let offset = [code / 9, code / 3 % 3, code % 3].map(|o| o as isize - 1);
+        let steps = offset.iter().filter(|o| **o != 0).count();
+        let thick = !flat || offset[0] == 0;
+        if (1..=most).contains(&steps) && thick {
+            offsets.push(offset);
+        }
+    }
+    let inside = |at: [usize; 3], offset: &[isize; 3]| {
+        let mut place = [0; 3];
+        for axis in 0..3 {
+            match at[axis].checked_add_signed(offset[axis]) {
+                Some(p) if p < size[axis] => place[axis] = p,
+                _ => return false,
+            }
+        }
+        mask[place]
+    };
+    Array3::from_shape_fn(mask.dim(), |(z, y, x)| {
+        mask[[z, y, x]] && offsets.iter().any(|o| !inside([z, y, x], o))
+    })
+}
+
+/// Distances of the surface of each mask to that of the other, by voxels; both in the order of the voxels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VoxelDistances {
+    /// From the prediction's surface to the reference's.
+    pub to_reference: Vec<f64>,
+    /// From the reference's to the prediction's.
+    pub to_prediction: Vec<f64>,
+}
+
+/// `spacing` in the order of the axes; `flat` for 2-D images, which have one slice.
+pub fn voxel_distances(
+    prediction: ArrayView3<bool>,
+    reference: ArrayView3<bool>,
+    spacing: [f64; 3],
+    connectivity: Connectivity,
+    flat: bool,
+) -> VoxelDistances {
+    let Some([z, y, x]) = bounds(prediction, reference) else {
+        return VoxelDistances {
+            to_reference: Vec::new(),
+            to_prediction: Vec::new(),
+        };
+    };
+    // beyond the box there is background, as beyond the image
+    let kept = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
+    let of = |mask: ArrayView3<bool>| surface(mask.slice(kept), connectivity, flat);
+    let (prediction, reference) = (of(prediction), of(reference));
+    let to = |from: &Array3<bool>, to: &Array3<bool>| -> Vec<f64> {
+        let distances = squared_distances(to, spacing);
+        let on = from.iter().zip(&distances).filter(|(s, _)| **s);
+        on.map(|(_, d)| d.sqrt()).collect()
+    };
+    VoxelDistances {
+        to_reference: to(&prediction, &reference),
+        to_prediction: to(&reference, &prediction),
+    }
+}
+
+impl VoxelDistances {
+    fn pooled(&self) -> Vec<f64> {
+        [&self.to_reference[..], &self.to_prediction[..]].concat()
+    }
+
+    fn either_empty(&self) -> bool {
+        self.to_reference.is_empty() || self.to_prediction.is_empty()
+    }
+
+    /// Largest distance (Hausdorff). `None` if a mask is empty.
+    pub fn hd(&self) -> Option<f64> {
+        self.either().map(|all| all.into_iter().fold(0.0, f64::max))
+    }
+
+    /// MedPy's: 95th percentile of both directions together, linear between neighbours.
+    pub fn hd95(&self) -> Option<f64> {
+        self.either().map(|all| percentile(all, 95.0))
+    }
+
+    /// MONAI's: the larger of the directions' 95th percentiles.
+    pub fn hd95_directed(&self) -> Option<f64> {
+        (!self.either_empty()).then(|| {
+            let of = |v: &[f64]| percentile(v.to_vec(), 95.0);
+            of(&self.to_reference).max(of(&self.to_prediction))
+        })
+    }
+
+    /// Mean of both directions together: average symmetric surface distance.
+    pub fn assd(&self) -> Option<f64> {
+        self.either().map(|all| mean(&all))
+    }
+
+    /// Mean from the prediction to the reference.
+    pub fn asd(&self) -> Option<f64> {
+        (!self.either_empty()).then(|| mean(&self.to_reference))
+    }
+
+    /// Mean from the reference to the prediction.
+    pub fn asd_back(&self) -> Option<f64> {
+        (!self.either_empty()).then(|| mean(&self.to_prediction))
+    }
+
+    /// Part of both surfaces' voxels that lie within a tolerance of the other; 0 if one mask is empty, none if both are.
+    pub fn nsd(&self, tolerance: f64) -> Option<f64> {
+        let all = self.to_reference.len() + self.to_prediction.len();
+        let near = |v: &[f64]| v.iter().filter(|d| **d <= tolerance).count();
+        let within = near(&self.to_reference) + near(&self.to_prediction);
+        (all > 0).then(|| within as f64 / all as f64)
+    }
+
+    fn either(&self) -> Option<Vec<f64>> {
+        (!self.either_empty()).then(|| self.pooled())
+    }
+}
+
+/// Distances of surface elements with their areas, ascending.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ElementDistances {
+    /// From the reference's surface to the prediction's: distance and area.
+    pub from_reference: Vec<(f64, f64)>,
+    /// From the prediction's surface to the reference's.
+    pub from_prediction: Vec<(f64, f64)>,
+}
+
+/// Surface elements and their distances; those of a mask whose counterpart is empty are infinite.
+pub fn element_distances(
+    prediction: ArrayView3<bool>,
+    reference: ArrayView3<bool>,
+    spacing: [f64; 3],
+    flat: bool,
+) -> ElementDistances {
+    let Some([z, y, x]) = bounds(prediction, reference) else {
+        return ElementDistances {
+            from_reference: Vec::new(),
+            from_prediction: Vec::new(),
+        };
+    };
+    let kept = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
+    let weights = element_weights(spacing, flat);
+    let codes = |mask: ArrayView3<bool>| neighbourhood_codes(mask.slice(kept), flat);
+    let (prediction, reference) = (codes(prediction), codes(reference));
+    let border = |codes: &Array3<u8>| codes.mapv(|c| c != 0 && c != INSIDE[usize::from(flat)]);
+    let distances = |from: &Array3<u8>, to: &Array3<u8>| -> Vec<(f64, f64)> {
+        let squares = squared_distances(&border(to), spacing);
+        let on = border(from);
+        let mut all: Vec<(f64, f64)> = from
+            .iter()
+            .zip(&on)
+            .zip(&squares)
+            .filter(|((_, on), _)| **on)
+            .map(|((code, _), d)| (d.sqrt(), weights[usize::from(*code)]))
+            .collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        all
+    };
+    ElementDistances {
+        from_reference: distances(&reference, &prediction),
+        from_prediction: distances(&prediction, &reference),
+    }
+}
+
+impl ElementDistances {
+    /// The larger of the directions' distances below which a percentage of the area lies; infinite if a mask is empty.
+    pub fn hd(&self, percent: f64) -> f64 {
+        robust(&self.from_reference, percent).max(robust(&self.from_prediction, percent))
+    }
+
+    /// Part of both surfaces' area within a tolerance of the other: normalised surface Dice. 0 if one mask is empty, none if both are.
+    pub fn nsd(&self, tolerance: f64) -> Option<f64> {
+        let area = |v: &[(f64, f64)], most: f64| -> f64 {
+            v.iter().filter(|e| e.0 <= most).map(|e| e.1).sum()
+        };
+        let both = |most| area(&self.from_reference, most) + area(&self.from_prediction, most);
+        let all = both(f64::INFINITY);
+        (all > 0.0).then(|| both(tolerance) / all)
+    }
+
+    /// Mean distances weighted by area: from the reference, and from the prediction. NaN without a surface.
+    pub fn asd(&self) -> (f64, f64) {
+        let mean = |v: &[(f64, f64)]| {
+            let area: f64 = v.iter().map(|e| e.1).sum();
+            v.iter().map(|e| e.0 * e.1).sum::<f64>() / area
+        };
+        (mean(&self.from_reference), mean(&self.from_prediction))
+    }
+}
+
+fn robust(elements: &[(f64, f64)], percent: f64) -> f64 {
+    let all: f64 = elements.iter().map(|e| e.1).sum();
+    let mut sum = 0.0;
+    let reached = elements.iter().find(|(_, area)| {
+        sum += area;
+        sum / all >= percent / 100.0
+    });
+    match (reached, elements.last()) {
+        (Some((distance, _)), _) => *distance,
+        (None, Some((distance, _))) => *distance,
+        (None, None) => f64::INFINITY,
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Percentile of at least one value, linear between neighbours.
+pub fn percentile(mut values: Vec<f64>, percent: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let at = percent / 100.0 * (values.len() - 1) as f64;
+    let (below, share) = (at.floor() as usize, at.fract());
+    match values.get(below + 1) {
+        Some(above) if share > 0.0 => values[below] + (above - values[below]) * share,
+        _ => values[below],
+    }
+}
