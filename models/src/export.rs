@@ -10,6 +10,7 @@ use zip::write::FileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use crate::describe::takeable_size;
+use crate::layers::conv::recorded;
 use crate::{Built, ModelError};
 
 /// Largest difference between the trace and the network, relative to the network's largest output.
@@ -135,7 +136,8 @@ fn trace(
             vec![inputs[0].shallow_clone()]
         }
     };
-    let mut module = CModule::create_by_tracing("Network", "forward", &[image], &mut record)?;
+    let mut module =
+        recorded(|| CModule::create_by_tracing("Network", "forward", &[image], &mut record))?;
     if let Some(e) = failure {
         return Err(e);
     }

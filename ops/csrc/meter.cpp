@@ -55,7 +55,7 @@ struct Call : at::ObserverContext {
 Sort sort_of(std::string_view name) {
   static constexpr std::string_view products[] = {"aten::convolution", "aten::mm",  "aten::addmm", "aten::bmm",
                                                   "aten::baddbmm",     "aten::mv",  "aten::addmv", "aten::dot",
-                                                  "aten::mkldnn_linear", "aten::_addmm_activation"};
+                                                  "aten::mkldnn_linear", "aten::_addmm_activation", "aten::mkldnn_convolution"};
   if (name == "vision_mamba::selective_scan" || name == "vision_mamba::cross_selective_scan") return Sort::scan;
   return std::find(std::begin(products), std::end(products), name) != std::end(products) ? Sort::product : Sort::other;
 }
@@ -69,6 +69,7 @@ Work work_of(std::string_view name, c10::ArrayRef<const c10::IValue> in) {
     const double met = elements(tensor(1)) / static_cast<double>(tensor(1).size(0));
     return in.at(6).toBool() ? Work{met * elements(tensor(0)), 0} : Work{0, met};
   }
+  if (name == "aten::mkldnn_convolution") return {0, elements(tensor(1)) / static_cast<double>(tensor(1).size(0))};
   // As VMamba counts it: 9 for every state of every channel and step.
   if (name == "vision_mamba::selective_scan") return {9.0 * elements(tensor(0)) * static_cast<double>(tensor(2).size(1)), 0};
   if (name == "vision_mamba::cross_selective_scan") {

@@ -2,7 +2,7 @@
 
 mod activation;
 mod batch_norm;
-mod conv;
+pub(crate) mod conv;
 mod conv_transpose;
 mod drop_path;
 mod linear;
