@@ -114,14 +114,10 @@ const FORMATS: &[Format] = &[
 ];
 
 fn format_of(path: &Path) -> Result<&'static Format> {
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_lowercase();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let of = |name: &str| {
-        let fits = |f: &&Format| f.endings.iter().any(|ending| name.ends_with(ending));
-        FORMATS.iter().find(fits)
+        let (_, ending) = known_endings().split(name)?;
+        FORMATS.iter().find(|f| f.endings.contains(&ending))
     };
     // A folder without an ending is a series of slices.
     of(&name)
@@ -133,20 +129,55 @@ fn format_of(path: &Path) -> Result<&'static Format> {
         })
 }
 
-/// The endings of the formats for which something holds, for messages.
-fn endings_where(holds: impl Fn(&Format) -> bool) -> String {
-    FORMATS
-        .iter()
-        .filter(|f| holds(f))
-        .flat_map(|f| f.endings)
-        .copied()
-        .collect::<Vec<_>>()
-        .join(", ")
+/// Endings of file names such as `.nii.gz`: a slice of them, and their list in messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endings(Vec<&'static str>);
+
+impl Endings {
+    fn of_formats(holds: impl Fn(&Format) -> bool) -> Self {
+        let formats = FORMATS.iter().filter(|f| holds(f));
+        Self(formats.flat_map(|f| f.endings).copied().collect())
+    }
+
+    /// A file name without its ending, and the ending as it is listed here; upper and lower case are the same. `None` for another ending.
+    pub fn split<'a>(&self, name: &'a str) -> Option<(&'a str, &'static str)> {
+        let splits = self.0.iter().filter_map(|ending| {
+            let at = name.len().checked_sub(ending.len())?;
+            let fits = name.get(at..)?.eq_ignore_ascii_case(ending);
+            fits.then(|| (&name[..at], *ending))
+        });
+        // The longest that fits.
+        splits.min_by_key(|(stem, _)| stem.len())
+    }
 }
 
-/// The endings that can be read, for messages.
-pub(crate) fn known_endings() -> String {
-    endings_where(|_| true)
+impl std::ops::Deref for Endings {
+    type Target = [&'static str];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Endings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+/// The endings of files that can be read.
+pub fn known_endings() -> Endings {
+    Endings::of_formats(|_| true)
+}
+
+/// The endings of files that label maps can be written in.
+pub fn writable_label_endings() -> Endings {
+    Endings::of_formats(|f| f.write_labels.is_some())
+}
+
+/// The endings of files that images of real values can be written in.
+pub fn writable_image_endings() -> Endings {
+    Endings::of_formats(|f| f.write_values.is_some())
 }
 
 /// Whether a file ending such as `.nii.gz` can be read.
@@ -205,7 +236,7 @@ pub fn write_labels(path: &Path, labels: &LabelMap) -> Result<()> {
         return Err(DataError::NotSupported {
             path: path.into(),
             what: "writing label maps in this format".into(),
-            remedy: format!("use {}", endings_where(|f| f.write_labels.is_some())),
+            remedy: format!("use {}", writable_label_endings()),
         });
     };
     write_checked(
@@ -223,7 +254,7 @@ pub fn write_image(path: &Path, image: &Image) -> Result<()> {
         return Err(DataError::NotSupported {
             path: path.into(),
             what: "writing images of real values in this format".into(),
-            remedy: format!("use {}", endings_where(|f| f.write_values.is_some())),
+            remedy: format!("use {}", writable_image_endings()),
         });
     };
     write_checked(
