@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::layout::nnunet::Split;
 use crate::parallel::for_each_in_order;
 use crate::preprocess::{prepare_case, PreparedCase};
 use crate::sampler::TrainingCase;
-use crate::{Configuration, DataError, Dataset, Plan, Result};
+use crate::{Configuration, DataError, Dataset, Plan, Result, Split};
 
 /// Raised when the content of files changes its meaning.
 const FORM: u32 = 1;
@@ -120,7 +119,7 @@ impl Cache {
 impl Origin {
     fn of(dataset: &Dataset, id: &str, plan: &Plan, configuration: &Configuration) -> Result<Self> {
         let mut files = dataset.image_paths(id, Split::Training)?;
-        files.push(dataset.label_path(id, Split::Training));
+        files.push(dataset.label_path(id, Split::Training)?);
         let inputs = files
             .iter()
             .map(|path| {
@@ -135,7 +134,7 @@ impl Origin {
             })
             .collect::<Result<_>>()?;
         // the parts of a plan that preprocessing looks at
-        let decisions = serde_json::json!([
+        let mut decisions = serde_json::json!([
             plan.transpose_forward,
             configuration.spacing,
             configuration.normalization_schemes,
@@ -145,6 +144,7 @@ impl Origin {
             plan.foreground_intensity_properties_per_channel,
         ])
         .to_string();
+        decisions += &dataset.label_reading();
         let mut classes: Vec<Vec<i16>> =
             dataset.info.foreground().into_iter().map(|f| f.1).collect();
         let annotated = dataset.info.annotated();

@@ -60,6 +60,22 @@ pub enum DataError {
         /// What was found, expected, and the remedy.
         problem: String,
     },
+    /// A folder is no data set of a known convention.
+    #[error("{} is no data set: it holds nothing of {known}; check the folder, or lay it out in one of these ways", path.display())]
+    NoDataset {
+        /// The folder.
+        path: PathBuf,
+        /// The known conventions.
+        known: String,
+    },
+    /// The grey values of a mask cannot be told for classes.
+    #[error("{} {problem}; save the mask as a PNG of class numbers (0, 1, 2, ...) or of black and white", path.display())]
+    MaskValues {
+        /// The mask.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A folder holds no case.
     #[error("{} holds no image whose name ends in `_0000{file_ending}`; add images or correct `file_ending` in dataset.json", folder.display())]
     Empty {

@@ -7,10 +7,9 @@ use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
 use crate::io::atomically;
-use crate::layout::nnunet::Split;
 use crate::parallel::for_each_in_order;
 use crate::preprocess::{as_volume, crop_to_body, labels_as_volume, Intensity, Normalisation};
-use crate::{DataError, Dataset, Result};
+use crate::{DataError, Dataset, Result, Split};
 
 /// Sizes, spacings and intensities of the training cases, in the axes of the files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,7 +40,18 @@ impl Fingerprint {
         threads: usize,
         progress: &(dyn Fn(&str) + Sync),
     ) -> Result<Self> {
-        let ids = dataset.training_ids();
+        let (print, failures) = Self::of_usable(dataset, threads, progress)?;
+        DataError::all(failures)?;
+        Ok(print)
+    }
+
+    /// The same of the cases that can be used, with what is wrong with the others. An error where none can.
+    pub fn of_usable(
+        dataset: &Dataset,
+        threads: usize,
+        progress: &(dyn Fn(&str) + Sync),
+    ) -> Result<(Self, Vec<DataError>)> {
+        let ids = dataset.planned_ids();
         let kept = (MOST_VALUES / ids.len().max(1)).max(LEAST_VALUES);
         let mut survey = Survey::default();
         let mut failures = Vec::new();
@@ -71,7 +81,9 @@ impl Fingerprint {
                 }
             },
         );
-        DataError::all(failures)?;
+        if survey.sizes.is_empty() {
+            DataError::all(std::mem::take(&mut failures))?;
+        }
         let without = std::mem::take(&mut survey.without_foreground);
         let mut print = survey.finish();
         let info = &dataset.info;
@@ -85,11 +97,11 @@ impl Fingerprint {
                 });
             }
         }
-        if info.num_training != ids.len() {
+        let cases = dataset.cases(Split::Training).len();
+        if info.num_training != cases {
             print.notes.push(format!(
-                "dataset.json says numTraining {}, but imagesTr holds {} cases; all of them are used",
+                "dataset.json says numTraining {}, but there are {cases} training cases; all of them are used",
                 info.num_training,
-                ids.len()
             ));
         }
         if !without.is_empty() {
@@ -99,7 +111,7 @@ impl Fingerprint {
                 without.join(", ")
             ));
         }
-        Ok(print)
+        Ok((print, failures))
     }
 
     /// Reads a `dataset_fingerprint.json`.

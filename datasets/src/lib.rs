@@ -31,7 +31,7 @@ pub use error::{DataError, Result};
 pub use fingerprint::Fingerprint;
 pub use io::{atomically, read_image, read_labels, write_image, write_labels};
 pub use layout::input::{images_in, load_channels, InputCase};
-pub use layout::nnunet::{Dataset, DatasetJson, Split};
+pub use layout::{Case, Dataset, DatasetJson, Split};
 pub use loader::Prefetch;
 pub use plan::{Architecture, Configuration, Plan};
 pub use planner::Planner;
@@ -39,5 +39,5 @@ pub use preprocess::{
     prepare_case, restore, Decision, Intensity, Normalisation, PreparedCase, Restored, SourceGrid,
 };
 pub use sampler::{draw_batch, Batch, PatchSettings, TrainingCase};
-pub use split::{fold, Fold, FoldChoice};
+pub use split::{fold, Fold, FoldChoice, Folds};
 pub use zoom::{zoom, ZoomOrder};

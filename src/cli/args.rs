@@ -58,9 +58,12 @@ pub enum Command {
     /// Look into checkpoints, and take over those of the Python originals
     #[command(subcommand)]
     Weights(WeightsCommand),
+    /// Check a data set's files, or lay it out as nnU-Net v2 does
+    #[command(subcommand)]
+    Datasets(DatasetsCommand),
     /// Plan a data set as nnU-Net does and preprocess its cases
     Plan(PlanArgs),
-    /// Train a network on an nnU-Net v2 raw data set
+    /// Train a network on a data set
     Train(Box<TrainArgs>),
     /// Write label maps for a file or folder of images
     Predict(PredictArgs),
@@ -93,6 +96,52 @@ pub struct ExportArgs {
     #[arg(long)]
     pub force: bool,
 }
+
+/// Commands under `datasets`.
+#[derive(Debug, Subcommand)]
+pub enum DatasetsCommand {
+    /// Read every file and list all that is wrong; exit code 1 if a case cannot be used
+    Verify(DatasetsVerifyArgs),
+    /// Write it as an nnU-Net v2 raw data set; train and plan need no conversion
+    Convert(DatasetsConvertArgs),
+}
+
+/// Options of `datasets verify`.
+#[derive(Debug, Args)]
+#[command(after_help = LAYOUTS)]
+pub struct DatasetsVerifyArgs {
+    /// The data set's folder
+    pub dataset: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `datasets convert`.
+#[derive(Debug, Args)]
+#[command(after_help = LAYOUTS)]
+pub struct DatasetsConvertArgs {
+    /// The data set's folder; it is left as it is
+    pub dataset: PathBuf,
+    /// The folder to write; with --id the folder DatasetNNN_NAME is made in it, as nnU-Net's nnUNet_raw has them
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Number of the new data set
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=999))]
+    pub id: Option<u16>,
+    /// Name of the new data set [default: the old one]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// The folders that are taken for data sets.
+const LAYOUTS: &str = "Known layouts, told apart by what lies in the folder:
+  nnU-Net v2 raw                  dataset.json, imagesTr/CASE_0000.EXT, labelsTr/CASE.EXT, or a file list in dataset.json
+  Medical Segmentation Decathlon  dataset.json with the lists `training` and `test`
+  image and mask pairs            images/ and masks/ (labels, annotations, X_Training_Input and X_Training_GroundTruth, ...),
+                                  with or without train, val and test
+  ACDC                            as Mamba-UNet has it: data/slices/*.h5, data/*.h5, train_slices.list, val.list, test.list
+  Synapse                         as TransUNet and Mamba-UNet have it: train_npz/*.npz, test_vol_h5/*.npy.h5, lists/*.txt";
 
 /// Options of `info`.
 #[derive(Debug, Args)]
@@ -199,7 +248,7 @@ pub struct ModelsShowArgs {
 /// Options of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// The nnU-Net v2 raw data set (dataset.json, imagesTr, labelsTr)
+    /// The data set's folder; `datasets verify --help` lists the known layouts
     pub dataset: PathBuf,
     /// The folder for dataset_fingerprint.json, plans.json and the preprocessed cases [default: DATASET_DIR/preprocessed]
     #[arg(long, value_name = "DIR")]
@@ -289,7 +338,7 @@ pub enum AugmentChoice {
 /// Options of `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// The nnU-Net v2 raw data set (dataset.json, imagesTr, labelsTr)
+    /// The data set's folder; `datasets verify --help` lists the known layouts
     pub dataset: PathBuf,
     /// The network: a preset of `models list` (not needed with --resume)
     #[arg(long, value_name = "PRESET", required_unless_present = "resume")]

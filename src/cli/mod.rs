@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
-use args::{Cli, Command, EvaluateCommand, ModelsCommand, WeightsCommand};
+use args::{Cli, Command, DatasetsCommand, EvaluateCommand, ModelsCommand, WeightsCommand};
 use printer::Printer;
 
 /// Parses the arguments, runs the command and turns its outcome into an exit code.
@@ -83,6 +83,12 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         }
         Command::Weights(WeightsCommand::Import(args)) => {
             commands::weights::import_file(&args, printer)
+        }
+        Command::Datasets(DatasetsCommand::Verify(args)) => {
+            commands::datasets::verify(&args, &global, printer)
+        }
+        Command::Datasets(DatasetsCommand::Convert(args)) => {
+            commands::datasets::convert(&args, &global, printer)
         }
         Command::Plan(args) => commands::plan::run(&args, &global, printer),
         Command::Train(args) => commands::train::run(&args, &global, printer),

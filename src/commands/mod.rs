@@ -1,5 +1,6 @@
 //! One file a command: settings in, work done, result printed.
 
+pub mod datasets;
 pub mod evaluate;
 pub mod evaluate_protocol;
 pub mod evaluate_restoration;

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use vision_mamba_datasets::cache::Cache;
 use vision_mamba_datasets::planner::{plan, Request};
-use vision_mamba_datasets::{split, Configuration, Dataset, Fingerprint, Plan, Planner};
+use vision_mamba_datasets::split::{self, Folds, Source};
+use vision_mamba_datasets::{Configuration, DataError, Dataset, Fingerprint, Plan, Planner};
 
 use crate::cli::args::{Global, PlanArgs};
 use crate::cli::exit::Misuse;
@@ -33,28 +34,27 @@ pub fn run(args: &PlanArgs, global: &Global, printer: &Printer) -> Result<()> {
     if args.memory.is_some_and(|gb| !(gb.is_finite() && gb > 0.0)) {
         return Err(Misuse::error("--memory: must be a positive number of GB"));
     }
-    let dataset = Dataset::open(&args.dataset)?;
+    let dataset = super::datasets::open(&args.dataset, printer)?;
     let folder = args
         .out
         .clone()
         .unwrap_or_else(|| default_folder(&args.dataset));
     make_folder(&folder)?;
+    let mut broken = Broken::default();
     let plan = match &args.plans {
         Some(file) => Plan::read(file)?,
-        None => decide(&dataset, args, global, printer)?,
+        None => decide(&dataset, args, global, printer, &mut broken)?,
     };
     plan.write(&plans_file(&folder))?;
     write_json(&folder.join("dataset.json"), &dataset.info)?;
     let ids = dataset.training_ids();
-    if let Ok(folds) = split::folds(&dataset.root, &ids) {
-        write_json(&folder.join("splits_final.json"), &folds)?;
-    }
+    write_folds(&dataset, &folder, printer)?;
     match args.json {
         true => printer.data(&serde_json::to_string_pretty(&plan)?),
         false => printer.data(&table(&plan)),
     }
     if args.no_preprocess {
-        return Ok(());
+        return broken.outcome(&dataset);
     }
     let wanted = |name: &String| match args.configuration.is_empty() {
         true => name != CASCADE,
@@ -68,7 +68,7 @@ pub fn run(args: &PlanArgs, global: &Global, printer: &Printer) -> Result<()> {
         plan.configuration(unknown)?;
     }
     for (name, configuration) in plan.configurations.iter().filter(|(n, _)| wanted(n)) {
-        fill(
+        let filled = fill(
             &folder,
             &dataset,
             &ids,
@@ -76,8 +76,14 @@ pub fn run(args: &PlanArgs, global: &Global, printer: &Printer) -> Result<()> {
             (name, configuration),
             threads(global),
             printer,
-        )?;
+        );
+        match filled.map_err(|e| e.downcast::<DataError>()) {
+            Ok(_) => {}
+            Err(Ok(error)) => broken.add(error),
+            Err(Err(other)) => return Err(other),
+        }
     }
+    broken.outcome(&dataset)?;
     printer.message(&format!(
         "{} (train with --preprocessed {0} if it is not the data set's own)",
         folder.display()
@@ -85,7 +91,62 @@ pub fn run(args: &PlanArgs, global: &Global, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-fn decide(dataset: &Dataset, args: &PlanArgs, global: &Global, printer: &Printer) -> Result<Plan> {
+/// What is wrong with cases, each said once however many steps it fails.
+#[derive(Default)]
+struct Broken(Vec<String>);
+
+impl Broken {
+    fn add(&mut self, error: DataError) {
+        match error {
+            DataError::Several(errors) => errors.into_iter().for_each(|e| self.add(e)),
+            error => {
+                let text = error.to_string();
+                if !self.0.contains(&text) {
+                    self.0.push(text);
+                }
+            }
+        }
+    }
+
+    /// The others are done; the broken ones are the command's failure.
+    fn outcome(&self, dataset: &Dataset) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{} of {} cases cannot be used, the others are done: {}",
+            self.0.len(),
+            dataset.training_ids().len(),
+            self.0.join("; ")
+        )
+    }
+}
+
+/// Writes the folds beside the preprocessed cases, as nnU-Net does, unless they are there.
+fn write_folds(dataset: &Dataset, folder: &Path, printer: &Printer) -> Result<()> {
+    let folds = match Folds::of(dataset, Some(folder)) {
+        Ok(folds) => folds,
+        // Too few cases for five folds: `--fold all` is left.
+        Err(DataError::Setting { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(message) = folds.message() {
+        printer.message(&message);
+    }
+    let file = folder.join(split::FILE);
+    if folds.source != Source::File(file.clone()) {
+        folds.write(&file)?;
+    }
+    Ok(())
+}
+
+fn decide(
+    dataset: &Dataset,
+    args: &PlanArgs,
+    global: &Global,
+    printer: &Printer,
+    broken: &mut Broken,
+) -> Result<Plan> {
     let folder = args
         .out
         .clone()
@@ -94,7 +155,8 @@ fn decide(dataset: &Dataset, args: &PlanArgs, global: &Global, printer: &Printer
         None => None,
         Some(text) => Some(parse_spacing(text)?),
     };
-    let fingerprint = fingerprint(dataset, threads(global), printer)?;
+    let (fingerprint, failures) = usable(dataset, threads(global), printer)?;
+    failures.into_iter().for_each(|e| broken.add(e));
     fingerprint.write(&folder.join("dataset_fingerprint.json"))?;
     Ok(from_fingerprint(
         dataset,
@@ -120,10 +182,23 @@ fn parse_spacing(text: &str) -> Result<[f64; 3]> {
 
 /// Reads all training cases, with a progress bar.
 pub fn fingerprint(dataset: &Dataset, threads: usize, printer: &Printer) -> Result<Fingerprint> {
+    let (found, failures) = usable(dataset, threads, printer)?;
+    match failures.len() {
+        0 => Ok(found),
+        _ => Err(DataError::Several(failures).into()),
+    }
+}
+
+/// The same of the cases that can be used, with what is wrong with the others.
+fn usable(
+    dataset: &Dataset,
+    threads: usize,
+    printer: &Printer,
+) -> Result<(Fingerprint, Vec<DataError>)> {
     let bar = Progress::new(
         printer,
         "reading training cases",
-        dataset.training_ids().len() as u64,
+        dataset.planned_ids().len() as u64,
     );
     let bar = std::sync::Mutex::new(bar);
     let step = |id: &str| {
@@ -131,15 +206,15 @@ pub fn fingerprint(dataset: &Dataset, threads: usize, printer: &Printer) -> Resu
             bar.step(|| id.to_owned());
         }
     };
-    let found = Fingerprint::take(dataset, threads, &step);
+    let found = Fingerprint::of_usable(dataset, threads, &step);
     if let Ok(bar) = bar.lock() {
         bar.finish();
     }
-    let found = found?;
+    let (found, failures) = found?;
     for note in &found.notes {
         printer.warning(note);
     }
-    Ok(found)
+    Ok((found, failures))
 }
 
 /// The plan that follows from a fingerprint.

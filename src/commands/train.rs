@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tch::Device;
 use vision_mamba_datasets::{
-    fold, write_labels, Augmentation, Configuration, DataError, Dataset, FoldChoice, Plan, Planner,
-    Split,
+    fold, split, write_labels, Augmentation, Configuration, DataError, Dataset, Fold, FoldChoice,
+    Folds, Plan, Planner, Split,
 };
 use vision_mamba_models::weights::{import, Checkpoint};
 use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec, Task};
@@ -38,7 +38,7 @@ const LEAST_LOADED: usize = 5;
 pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let device = global.device.resolve()?;
     runtime::prepare(global.threads, printer);
-    let dataset = Dataset::open(&args.dataset)?;
+    let dataset = super::datasets::open(&args.dataset, printer)?;
     let (folder, config, plan) = if args.resume {
         reopen(args)?
     } else {
@@ -223,10 +223,7 @@ fn start(
         .fold
         .parse()
         .map_err(|e: DataError| Misuse::error(e.to_string()))?;
-    let ids = fold(&dataset.root, &dataset.training_ids(), choice).map_err(|e| match e {
-        DataError::Setting { .. } => Misuse::error(e.to_string()),
-        e => e.into(),
-    })?;
+    let ids = choose_fold(dataset, choice, &preprocessed, &folder, printer)?;
     let mirror_axes = mirror_axes(args, configuration.spatial_dims())?;
     let config = RunConfig {
         versions: BTreeMap::from([
@@ -255,6 +252,39 @@ fn start(
     write_json(&folder.dataset(), &dataset.info)?;
     write_json(&folder.config(), &config)?;
     Ok((folder, config, plan))
+}
+
+/// The cases of a fold. The folds are written into the run folder and beside the preprocessed cases, where they lack, so that other runs and
+/// nnU-Net train on the same.
+fn choose_fold(
+    dataset: &Dataset,
+    choice: FoldChoice,
+    preprocessed: &Path,
+    folder: &RunFolder,
+    printer: &Printer,
+) -> Result<Fold> {
+    let misuse = |e: DataError| match e {
+        DataError::Setting { .. } => Misuse::error(e.to_string()),
+        e => e.into(),
+    };
+    if choice == FoldChoice::All {
+        return fold(dataset, choice).map_err(misuse);
+    }
+    let folds = Folds::of(dataset, Some(preprocessed)).map_err(misuse)?;
+    let chosen = folds
+        .choose(choice, &dataset.training_ids())
+        .map_err(misuse)?;
+    if let Some(message) = folds.message() {
+        printer.message(&message);
+    }
+    folds.write(&folder.root().join(split::FILE))?;
+    let beside = preprocessed.join(split::FILE);
+    if preprocessed != own_folder(folder) && !beside.exists() {
+        if let Err(error) = folds.write(&beside) {
+            printer.warning(&error.to_string());
+        }
+    }
+    Ok(chosen)
 }
 
 fn check(args: &TrainArgs) -> Result<()> {
@@ -432,6 +462,7 @@ fn training_config(
 pub fn label_ending(ending: &str) -> String {
     match ending {
         ".jpg" | ".jpeg" | ".bmp" => ".png".to_owned(),
+        ".h5" | ".hdf5" | ".npz" | ".npy" | ".dcm" => ".nii.gz".to_owned(),
         other => other.to_owned(),
     }
 }
@@ -503,7 +534,7 @@ fn validate(
         cases.push(Scored {
             prediction: target.display().to_string(),
             reference: dataset
-                .label_path(id, Split::Training)
+                .label_path(id, Split::Training)?
                 .display()
                 .to_string(),
             counts: counts(&prediction.data, &reference.data, &values, None),

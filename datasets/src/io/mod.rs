@@ -20,6 +20,7 @@ use std::path::Path;
 use ndarray::{ArrayD, Axis};
 
 use crate::{DataError, Geometry, Image, LabelMap, Result};
+pub use natural::write_picture;
 use pixels::Pixels;
 
 /// A format: the endings of its files and what can be done with them.
@@ -202,9 +203,14 @@ pub fn spatial_size(path: &Path) -> Result<Vec<usize>> {
     (format_of(path)?.size)(path)
 }
 
+/// Reads the numbers of a label map, whether they are class numbers or not.
+pub fn read_label_values(path: &Path) -> Result<Image> {
+    (format_of(path)?.read_labels)(path)
+}
+
 /// Reads a label map: one channel of whole numbers.
 pub fn read_labels(path: &Path) -> Result<LabelMap> {
-    let Image { data, geometry } = (format_of(path)?.read_labels)(path)?;
+    let Image { data, geometry } = read_label_values(path)?;
     let channels = data.shape()[0];
     if channels != 1 {
         return Err(DataError::LabelInColour {

@@ -135,6 +135,66 @@ fn planes<T: Copy + Into<f32>>(pixels: &[T], channels: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Writes a picture of one to four channels of whole numbers as PNG, of 8 bit where they fit and 16 otherwise.
+pub fn write_picture(path: &Path, image: &Image) -> Result<()> {
+    let refused = |what: String| DataError::NotSupported {
+        path: path.into(),
+        what,
+        remedy: "write the image as .nii.gz".into(),
+    };
+    let &[channels, height, width] = image.data.shape() else {
+        return Err(refused(format!(
+            "a picture of shape {:?}",
+            image.data.shape()
+        )));
+    };
+    let most = image.data.iter().fold(0.0f32, |most, v| most.max(*v));
+    let is_pixel = |v: &f32| v.fract() == 0.0 && (0.0..=f32::from(u16::MAX)).contains(v);
+    if !image.data.iter().all(is_pixel) {
+        return Err(refused(
+            "a picture of other than whole numbers from 0 to 65535".into(),
+        ));
+    }
+    let wide = most > 255.0;
+    let colour = match (channels, wide) {
+        (1, false) => ExtendedColorType::L8,
+        (1, true) => ExtendedColorType::L16,
+        (2, false) => ExtendedColorType::La8,
+        (2, true) => ExtendedColorType::La16,
+        (3, false) => ExtendedColorType::Rgb8,
+        (3, true) => ExtendedColorType::Rgb16,
+        (4, false) => ExtendedColorType::Rgba8,
+        (4, true) => ExtendedColorType::Rgba16,
+        _ => return Err(refused(format!("a picture of {channels} channels"))),
+    };
+    // (C, H, W) -> (H, W, C)
+    let pixels = image.data.view().permuted_axes(IxDyn(&[1, 2, 0]));
+    let bytes: Vec<u8> = match wide {
+        true => pixels
+            .iter()
+            .flat_map(|&v| (v as u16).to_ne_bytes())
+            .collect(),
+        false => pixels.iter().map(|&v| v as u8).collect(),
+    };
+    encode(path, &bytes, (width, height), colour)
+}
+
+fn encode(
+    path: &Path,
+    bytes: &[u8],
+    (width, height): (usize, usize),
+    colour: ExtendedColorType,
+) -> Result<()> {
+    atomically(path, |out| {
+        image::codecs::png::PngEncoder::new(out)
+            .write_image(bytes, width as u32, height as u32, colour)
+            .map_err(|e| match e {
+                image::ImageError::IoError(e) => e,
+                other => std::io::Error::other(other),
+            })
+    })
+}
+
 pub(super) fn write_labels(path: &Path, pixels: &Pixels, _: &Geometry) -> Result<()> {
     let &[height, width] = pixels.spatial_size() else {
         return Err(DataError::NotSupported {
@@ -148,12 +208,5 @@ pub(super) fn write_labels(path: &Path, pixels: &Pixels, _: &Geometry) -> Result
         _ => ExtendedColorType::L16,
     };
     let bytes = pixels.bytes(cfg!(target_endian = "big"));
-    atomically(path, |out| {
-        image::codecs::png::PngEncoder::new(out)
-            .write_image(&bytes, width as u32, height as u32, colour)
-            .map_err(|e| match e {
-                image::ImageError::IoError(e) => e,
-                other => std::io::Error::other(other),
-            })
-    })
+    encode(path, &bytes, (width, height), colour)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::io::{is_known_ending, known_endings};
@@ -33,21 +33,17 @@ pub struct DatasetJson {
     pub num_training: usize,
 }
 
-/// The fields of the file that are used. nnU-Net's files carry many more, which are let pass.
-#[derive(Serialize, Deserialize)]
+/// The fields that are written. nnU-Net's files carry many more, which are let pass.
+#[derive(Serialize)]
 struct OnDisk {
-    #[serde(default)]
     name: Option<String>,
-    #[serde(alias = "modality")]
     channel_names: Map<String, Value>,
     labels: Map<String, Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     regions_class_order: Option<Vec<i16>>,
     file_ending: String,
-    #[serde(rename = "numTraining", default)]
+    #[serde(rename = "numTraining")]
     num_training: usize,
-    #[serde(default, skip_serializing)]
-    dataset: Option<Value>,
 }
 
 impl From<DatasetJson> for OnDisk {
@@ -65,7 +61,6 @@ impl From<DatasetJson> for OnDisk {
             regions_class_order: (!json.regions.is_empty()).then_some(json.regions_class_order),
             file_ending: json.file_ending,
             num_training: json.num_training,
-            dataset: None,
         }
     }
 }
@@ -73,6 +68,13 @@ impl From<DatasetJson> for OnDisk {
 impl DatasetJson {
     /// Reads and checks a `dataset.json`.
     pub fn read(path: &Path) -> Result<Self> {
+        let (info, faults) = Self::read_with_faults(path)?;
+        DataError::all(faults)?;
+        Ok(info)
+    }
+
+    /// Reads a `dataset.json` as far as it goes, with all that is wrong with its fields. What is wrong is left empty.
+    pub(super) fn read_with_faults(path: &Path) -> Result<(Self, Vec<DataError>)> {
         let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => DataError::Missing {
                 what: "file",
@@ -81,31 +83,34 @@ impl DatasetJson {
             },
             _ => DataError::reading(path, e),
         })?;
-        let raw: OnDisk = serde_json::from_str(&text)
+        let raw: Map<String, Value> = serde_json::from_str(&text)
             .map_err(|e| DataError::json(path, "(whole file)", e.to_string()))?;
-        if raw.dataset.is_some() {
-            return Err(DataError::json(path, "dataset", "a list of explicit file names is not supported yet; put the files in imagesTr and labelsTr"));
-        }
-        let folder_name = || {
-            path.parent()
-                .and_then(Path::file_name)
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned()
+        let mut faults = Vec::new();
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let name: Option<String> = faulty(path, &raw, "name", &mut faults);
+        let mut draft = Draft::new(folder, name);
+        let names = match raw.contains_key(CHANNELS) {
+            true => CHANNELS,
+            false => "modality",
         };
-        let entries = entries(path, &raw.labels)?;
-        let order = raw.regions_class_order.as_deref();
-        let (regions, regions_class_order) = entries.regions(path, order)?;
-        Ok(Self {
-            channel_names: channels(path, &raw.channel_names)?,
-            regions,
-            regions_class_order,
-            ignore_label: entries.ignore,
-            labels: entries.classes(path)?,
-            file_ending: file_ending(path, raw.file_ending)?,
-            num_training: raw.num_training,
-            name: raw.name.unwrap_or_else(folder_name),
-        })
+        if let Some(channels) = required(path, &raw, names, CHANNELS, &mut faults) {
+            draft.take(&mut faults, |d| d.set_channels(path, CHANNELS, &channels));
+        }
+        let order: Option<Vec<i16>> = faulty(path, &raw, "regions_class_order", &mut faults);
+        if let Some(labels) = required(path, &raw, LABELS, LABELS, &mut faults) {
+            draft.take(&mut faults, |d| {
+                d.set_labels(path, &labels, order.as_deref())
+            });
+        }
+        if let Some(ending) = required(path, &raw, ENDING, ENDING, &mut faults) {
+            draft.take(&mut faults, |d| {
+                d.info.file_ending = file_ending(path, ending)?;
+                Ok(())
+            });
+        }
+        let count: Option<usize> = faulty(path, &raw, "numTraining", &mut faults);
+        draft.info.num_training = count.unwrap_or(0);
+        Ok((draft.finish(), faults))
     }
 
     /// The classes as `dataset.json` has them, `{"background": 0, ...}`.
@@ -177,6 +182,119 @@ impl DatasetJson {
     }
 }
 
+/// A description in the making.
+pub(super) struct Draft {
+    info: DatasetJson,
+}
+
+impl Draft {
+    /// Of a data set in a folder, which it is called after if it has no name.
+    pub(super) fn new(folder: &Path, name: Option<String>) -> Self {
+        let folder_name = || {
+            let whole = folder.canonicalize().unwrap_or_else(|_| folder.into());
+            let name = whole.file_name().unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
+        Self {
+            info: DatasetJson {
+                name: name.unwrap_or_else(folder_name),
+                channel_names: Vec::new(),
+                labels: Vec::new(),
+                regions: Vec::new(),
+                regions_class_order: Vec::new(),
+                ignore_label: None,
+                file_ending: String::new(),
+                num_training: 0,
+            },
+        }
+    }
+
+    /// Fills in a part, or notes what is wrong with it.
+    pub(super) fn take(
+        &mut self,
+        faults: &mut Vec<DataError>,
+        fill: impl FnOnce(&mut Self) -> Result<()>,
+    ) {
+        if let Err(error) = fill(self) {
+            faults.push(error);
+        }
+    }
+
+    /// `{"0": "T1", ...}`
+    pub(super) fn set_channels(
+        &mut self,
+        path: &Path,
+        field: &str,
+        raw: &Map<String, Value>,
+    ) -> Result<()> {
+        self.info.channel_names = channels(path, field, raw)?;
+        Ok(())
+    }
+
+    /// `{"background": 0, ...}` with the labels to paint for regions.
+    pub(super) fn set_labels(
+        &mut self,
+        path: &Path,
+        raw: &Map<String, Value>,
+        order: Option<&[i16]>,
+    ) -> Result<()> {
+        let entries = entries(path, raw)?;
+        let (regions, regions_class_order) = entries.regions(path, order)?;
+        let ignore = entries.ignore;
+        self.info.labels = entries.classes(path)?;
+        self.info.regions = regions;
+        self.info.regions_class_order = regions_class_order;
+        self.info.ignore_label = ignore;
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> DatasetJson {
+        self.info
+    }
+}
+
+/// A field that may be missing; one of another type is a fault.
+fn faulty<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    raw: &Map<String, Value>,
+    field: &str,
+    faults: &mut Vec<DataError>,
+) -> Option<T> {
+    let value = raw.get(field).filter(|v| !v.is_null())?;
+    match serde_json::from_value(value.clone()) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            faults.push(DataError::json(path, field, error.to_string()));
+            None
+        }
+    }
+}
+
+/// A field that must be there, under the name it goes by in this file.
+fn required<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    raw: &Map<String, Value>,
+    found: &str,
+    field: &str,
+    faults: &mut Vec<DataError>,
+) -> Option<T> {
+    if raw.get(found).is_none_or(Value::is_null) {
+        let example = match field {
+            LABELS => r#"{"background": 0, "tumour": 1}"#,
+            ENDING => r#"".nii.gz""#,
+            _ => r#"{"0": "T1"}"#,
+        };
+        let problem = format!("is missing; add it, for example as {example}");
+        faults.push(DataError::json(path, field, problem));
+        return None;
+    }
+    faulty(path, raw, found, faults)
+}
+
+/// The names of fields.
+pub(super) const CHANNELS: &str = "channel_names";
+const ENDING: &str = "file_ending";
+
 /// The entry of `labels` for voxels that are not annotated.
 const IGNORE: &str = "ignore";
 
@@ -194,15 +312,14 @@ fn file_ending(path: &Path, ending: String) -> Result<String> {
     ))
 }
 
-fn channels(path: &Path, raw: &Map<String, Value>) -> Result<Vec<String>> {
-    const FIELD: &str = "channel_names";
+fn channels(path: &Path, field: &str, raw: &Map<String, Value>) -> Result<Vec<String>> {
     let mut by_number = BTreeMap::new();
     for (number, name) in raw {
         let parsed = number.parse::<usize>().ok().zip(name.as_str());
         let Some((number, name)) = parsed else {
             return Err(DataError::json(
                 path,
-                FIELD,
+                field,
                 format!("\"{number}\": {name} is not of the form \"0\": \"T1\""),
             ));
         };
@@ -212,7 +329,7 @@ fn channels(path: &Path, raw: &Map<String, Value>) -> Result<Vec<String>> {
         let found: Vec<_> = by_number.keys().collect();
         return Err(DataError::json(
             path,
-            FIELD,
+            field,
             format!("the channels are numbered {found:?}, expected \"0\", \"1\", ... without gaps"),
         ));
     }

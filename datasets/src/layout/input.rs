@@ -101,12 +101,12 @@ pub(crate) fn group(
         .collect())
 }
 
-fn strip_ending<'a>(name: &'a str, ending: &str) -> Option<&'a str> {
+pub(super) fn strip_ending<'a>(name: &'a str, ending: &str) -> Option<&'a str> {
     name.strip_suffix(ending).filter(|stem| !stem.is_empty())
 }
 
 /// `liver_001_0000` -> (`liver_001`, 0).
-fn split_channel(stem: &str) -> (&str, Option<usize>) {
+pub(super) fn split_channel(stem: &str) -> (&str, Option<usize>) {
     let split = stem
         .rsplit_once('_')
         .filter(|(id, number)| !id.is_empty() && number.len() == 4);
@@ -116,13 +116,19 @@ fn split_channel(stem: &str) -> (&str, Option<usize>) {
     }
 }
 
-/// Reads the files of a case as one image with as many channels as there are names, all on one grid and finite.
+/// Reads the files of a case as one image with as many channels as there are names, all on one grid and finite. Numbers in the files' names
+/// leave no channel out.
 pub fn load_channels(case: &InputCase, channel_names: &[String]) -> Result<Image> {
+    match gap(case, channel_names) {
+        Some(error) => Err(error),
+        None => read_channels(case, channel_names),
+    }
+}
+
+/// The same for files of any name.
+pub(super) fn read_channels(case: &InputCase, channel_names: &[String]) -> Result<Image> {
     let mut parts: Vec<Image> = Vec::new();
     let mut found = 0;
-    if let Some(error) = gap(case, channel_names) {
-        return Err(error);
-    }
     for path in &case.paths {
         let part = read_image(path)?;
         check_finite(path, &part)?;
@@ -162,14 +168,15 @@ pub fn load_channels(case: &InputCase, channel_names: &[String]) -> Result<Image
 }
 
 /// The files a case ought to have, if the first that it has carries a channel number: `ID_0003.nii.gz` -> `ID_0000.nii.gz`, ...
-fn numbered(case: &InputCase) -> Option<impl Fn(usize) -> PathBuf + '_> {
+pub(super) fn numbered(case: &InputCase) -> Option<impl Fn(usize) -> PathBuf + '_> {
     let first = case.paths.first()?;
     let name = first.file_name()?.to_str()?;
-    let ending = name
+    let (number, ending) = name
         .strip_prefix(&case.id)?
         .strip_prefix('_')?
-        .get(4..)?
-        .to_owned();
+        .split_at_checked(4)?;
+    let ending = ending.to_owned();
+    number.parse::<u16>().ok()?;
     Some(move |channel: usize| first.with_file_name(format!("{}_{channel:04}{ending}", case.id)))
 }
 

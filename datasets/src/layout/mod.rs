@@ -1,5 +1,127 @@
-//! Folder conventions: where the images and label maps of a data set lie. One module a convention.
+//! Folder conventions: where the images and label maps of a data set lie. One module a convention, told apart by what lies in the folder.
+//!
+//! A convention's `survey` looks at names, lists and headers and fills in a [`Dataset`]; images are read when asked for. What it finds amiss on
+//! the way does not stop it: [`Dataset::open`] makes an error of what nothing can be done with, [`verify`] reports all of it.
 
+mod acdc;
+pub mod convert;
+mod dataset;
+mod decathlon;
 mod description;
+mod files;
 pub mod input;
-pub mod nnunet;
+mod masks;
+mod nnunet;
+mod pairs;
+pub mod problem;
+mod slices;
+mod synapse;
+pub mod verify;
+
+use std::path::Path;
+
+pub use dataset::{check_label_values, Case, Dataset, Split};
+pub use description::DatasetJson;
+
+use crate::{DataError, Result};
+use problem::{Kind, Problem};
+
+/// A folder convention.
+struct Layout {
+    /// What it is called in messages.
+    name: &'static str,
+    /// What a folder of it holds, for the message about a folder that is of none.
+    holds: &'static str,
+    /// Whether a folder looks like it.
+    recognises: fn(&Path) -> bool,
+    /// Finds the cases.
+    survey: fn(&Path) -> Result<Survey>,
+}
+
+/// The first that recognises a folder takes it.
+const LAYOUTS: &[Layout] = &[
+    Layout {
+        name: "Medical Segmentation Decathlon",
+        holds: "dataset.json with the lists `training` and `test`",
+        recognises: decathlon::recognises,
+        survey: decathlon::survey,
+    },
+    Layout {
+        name: "nnU-Net v2 raw",
+        holds: "dataset.json, imagesTr, labelsTr",
+        recognises: nnunet::recognises,
+        survey: nnunet::survey,
+    },
+    Layout {
+        name: acdc::CONVENTION.name,
+        holds: acdc::CONVENTION.holds,
+        recognises: |root| acdc::CONVENTION.recognises(root),
+        survey: |root| acdc::CONVENTION.survey(root),
+    },
+    Layout {
+        name: synapse::CONVENTION.name,
+        holds: synapse::CONVENTION.holds,
+        recognises: |root| synapse::CONVENTION.recognises(root),
+        survey: |root| synapse::CONVENTION.survey(root),
+    },
+    Layout {
+        name: "image and mask pairs",
+        holds: "images and masks in two folders (images + masks, X_Training_Input + X_Training_GroundTruth), or side by side as a.png + a_mask.png",
+        recognises: pairs::recognises,
+        survey: pairs::survey,
+    },
+];
+
+/// A data set and all that is amiss with its names and lists.
+#[derive(Debug)]
+struct Survey {
+    dataset: Dataset,
+    /// With these no work can be done on the data set; without `dataset.json` to go by, `info` is a guess.
+    fatal: Vec<DataError>,
+    /// These lame a case or none.
+    problems: Vec<Problem>,
+}
+
+impl Survey {
+    fn error(&mut self, kind: Kind, file: &Path, problem: impl Into<String>, remedy: &str) {
+        self.problems
+            .push(Problem::error(kind, problem, remedy).at(file));
+    }
+
+    fn warning(&mut self, kind: Kind, file: &Path, problem: impl Into<String>, remedy: &str) {
+        self.problems
+            .push(Problem::warning(kind, problem, remedy).at(file));
+    }
+}
+
+/// Finds out the convention of a folder and its cases.
+fn survey(root: &Path) -> Result<Survey> {
+    let missing = || DataError::Missing {
+        what: "folder",
+        path: root.into(),
+        remedy: "give the folder of a data set, for example the one that holds dataset.json".into(),
+    };
+    match std::fs::metadata(root) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
+        Err(e) => return Err(DataError::listing(root, e)),
+        Ok(about) if !about.is_dir() => {
+            let error = std::io::Error::from(std::io::ErrorKind::NotADirectory);
+            return Err(DataError::listing(root, error));
+        }
+        Ok(_) => {}
+    }
+    std::fs::read_dir(root).map_err(|e| DataError::listing(root, e))?;
+    let Some(layout) = LAYOUTS.iter().find(|l| (l.recognises)(root)) else {
+        let known: Vec<String> = LAYOUTS
+            .iter()
+            .map(|l| format!("{} ({})", l.name, l.holds))
+            .collect();
+        return Err(DataError::NoDataset {
+            path: root.into(),
+            known: known.join("; "),
+        });
+    };
+    let mut survey = (layout.survey)(root)?;
+    survey.dataset.layout = layout.name;
+    Ok(survey)
+}

@@ -1,20 +1,21 @@
-//! nnU-Net v2's raw layout: `dataset.json`, `imagesTr/CASE_0000.ext`, `labelsTr/CASE.ext`, and the test cases in `imagesTs`, `labelsTs`.
+//! nnU-Net v2's raw layout: `dataset.json`, `imagesTr/CASE_0000.ext`, `labelsTr/CASE.ext`, and the test cases in `imagesTs`, `labelsTs`; or a
+//! `dataset.json` that lists the files of each training case under `dataset`.
+//!
+//! Source: `documentation/dataset_format.md` and `utilities/utils.py` of nnU-Net v2.8.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-pub use super::description::DatasetJson;
-use super::input::{group, load_channels, InputCase};
-use crate::io::{read_labels, spatial_size};
-use crate::{DataError, Image, LabelMap, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
-/// Which part of a data set a case belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Split {
-    /// `imagesTr`, `labelsTr`.
-    Training,
-    /// `imagesTs`, and `labelsTs` where the data set has it.
-    Test,
-}
+use super::dataset::{Case, Dataset, Split};
+use super::description::{DatasetJson, Draft};
+use super::files::{commonest_ending, entries, images, name_of};
+use super::input::{group, split_channel, strip_ending};
+use super::problem::{Kind, Problem};
+use super::Survey;
+use crate::{DataError, Result};
 
 impl Split {
     fn images(self) -> &'static str {
@@ -32,157 +33,178 @@ impl Split {
     }
 }
 
-/// A data set whose files are known and whose `dataset.json` is valid. Images are read when asked for.
-#[derive(Debug, Clone)]
-pub struct Dataset {
-    /// The folder with `dataset.json`.
-    pub root: PathBuf,
-    /// What `dataset.json` says.
-    pub info: DatasetJson,
-    training: Vec<InputCase>,
-    test: Vec<InputCase>,
+/// An entry of `dataset`.
+#[derive(Deserialize)]
+struct Listed {
+    images: Vec<String>,
+    label: String,
 }
 
-impl Dataset {
-    /// Opens a data set that has at least one training case.
-    pub fn open(root: impl AsRef<Path>) -> Result<Self> {
-        let root = root.as_ref();
-        let missing = |path: &Path, remedy: &str| DataError::Missing {
+pub(super) fn recognises(root: &Path) -> bool {
+    root.join("dataset.json").exists() || root.join("imagesTr").is_dir()
+}
+
+pub(super) fn survey(root: &Path) -> Result<Survey> {
+    let path = root.join("dataset.json");
+    let (mut info, fatal) = DatasetJson::read_with_faults(&path)
+        .unwrap_or_else(|error| (Draft::new(root, None).finish(), vec![error]));
+    let folder = root.join(Split::Training.images());
+    stand_in(&mut info, &folder);
+    let mut survey = Survey {
+        dataset: Dataset::new(root, info),
+        fatal,
+        problems: Vec::new(),
+    };
+    let raw: Map<String, Value> = std::fs::read_to_string(&path)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default();
+    match raw.get("dataset").filter(|v| !v.is_null()) {
+        Some(list) => listed(root, &path, list, &mut survey),
+        None if !folder.exists() => survey.fatal.push(DataError::Missing {
             what: "folder",
-            path: path.into(),
-            remedy: remedy.into(),
-        };
-        match std::fs::metadata(root) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(missing(root, "give the folder that holds dataset.json"))
+            path: folder,
+            remedy: "it holds the training images CASE_0000.ext".into(),
+        }),
+        None => {
+            survey.dataset.training = cases(root, Split::Training, &mut survey)?;
+            if survey.dataset.training.is_empty() {
+                survey.fatal.push(DataError::Empty {
+                    folder,
+                    file_ending: survey.dataset.info.file_ending.clone(),
+                });
             }
-            Err(e) => return Err(DataError::listing(root, e)),
-            Ok(about) if !about.is_dir() => {
-                let error = std::io::Error::from(std::io::ErrorKind::NotADirectory);
-                return Err(DataError::listing(root, error));
-            }
-            Ok(_) => {}
-        }
-        let info = DatasetJson::read(&root.join("dataset.json"))?;
-        let cases = |split: Split| -> Result<Option<Vec<InputCase>>> {
-            let folder = root.join(split.images());
-            if !folder.exists() {
-                return Ok(None);
-            }
-            group(&folder, &info.file_ending, info.channel_names.len(), false).map(Some)
-        };
-        let folder = root.join(Split::Training.images());
-        let training = cases(Split::Training)?
-            .ok_or_else(|| missing(&folder, "it holds the training images CASE_0000.ext"))?;
-        if training.is_empty() {
-            return Err(DataError::Empty {
-                folder,
-                file_ending: info.file_ending,
-            });
-        }
-        let test = cases(Split::Test)?.unwrap_or_default();
-        Ok(Self {
-            root: root.into(),
-            info,
-            training,
-            test,
-        })
-    }
-
-    /// Names of the training cases, sorted.
-    pub fn training_ids(&self) -> Vec<String> {
-        self.ids(Split::Training)
-    }
-
-    /// Names of the test cases, sorted; empty when there are none.
-    pub fn test_ids(&self) -> Vec<String> {
-        self.ids(Split::Test)
-    }
-
-    /// Names of the cases of a part, sorted.
-    pub fn ids(&self, split: Split) -> Vec<String> {
-        self.cases(split).iter().map(|c| c.id.clone()).collect()
-    }
-
-    fn cases(&self, split: Split) -> &[InputCase] {
-        match split {
-            Split::Training => &self.training,
-            Split::Test => &self.test,
         }
     }
-
-    fn case(&self, id: &str, split: Split) -> Result<&InputCase> {
-        let cases = self.cases(split);
-        cases
-            .binary_search_by(|c| c.id.as_str().cmp(id))
-            .map(|i| &cases[i])
-            .map_err(|_| DataError::Missing {
-                what: "image of case",
-                path: self
-                    .root
-                    .join(split.images())
-                    .join(format!("{id}_0000{}", self.info.file_ending)),
-                remedy: "check the case's name".into(),
-            })
+    if root.join(Split::Test.images()).exists() {
+        survey.dataset.test = cases(root, Split::Test, &mut survey)?;
     }
-
-    /// The image files of a case, by channel.
-    pub fn image_paths(&self, id: &str, split: Split) -> Result<Vec<PathBuf>> {
-        self.case(id, split).map(|c| c.paths.clone())
+    if survey.fatal.is_empty() {
+        count(&path, raw.contains_key("numTraining"), &mut survey);
     }
+    Ok(survey)
+}
 
-    /// Where the label map of a case lies, whether it exists or not.
-    pub fn label_path(&self, id: &str, split: Split) -> PathBuf {
-        self.root
-            .join(split.labels())
-            .join(format!("{id}{}", self.info.file_ending))
+/// Without a usable `dataset.json` the files tell what it would have said, so that they can be looked at all the same. Labels stay unknown.
+fn stand_in(info: &mut DatasetJson, folder: &Path) {
+    let Ok((_, files)) = entries(folder) else {
+        return;
+    };
+    let files = images(files).0;
+    if info.file_ending.is_empty() {
+        info.file_ending =
+            commonest_ending(files.iter().map(|f| f.ending)).unwrap_or_else(|| ".nii.gz".into());
     }
-
-    /// Reads an image: all channels there, on one grid, and finite.
-    pub fn load_image(&self, id: &str, split: Split) -> Result<Image> {
-        load_channels(self.case(id, split)?, &self.info.channel_names)
-    }
-
-    /// Reads a label map: on the image's grid, and with no value that `dataset.json` does not name.
-    pub fn load_label(&self, id: &str, split: Split) -> Result<LabelMap> {
-        let case = self.case(id, split)?;
-        let image = case.paths.first().ok_or_else(|| DataError::Case {
-            case: id.into(),
-            problem: format!(
-                "its image file is missing; add {id}_0000{} or remove the other channels",
-                self.info.file_ending
-            ),
-        })?;
-        let path = self.label_path(id, split);
-        let labels = read_labels(&path)?;
-        check_label_values(&path, &labels, &self.info.label_values())?;
-        let expected = spatial_size(image)?;
-        if labels.data.shape() != expected {
-            return Err(DataError::SizesDiffer {
-                path,
-                found: labels.data.shape().to_vec(),
-                other: image.clone(),
-                expected,
-            });
-        }
-        Ok(labels)
-    }
-
-    /// Reads a case with its label map.
-    pub fn load_case(&self, id: &str, split: Split) -> Result<(Image, LabelMap)> {
-        Ok((self.load_image(id, split)?, self.load_label(id, split)?))
+    if info.channel_names.is_empty() {
+        let numbers = files.iter().filter_map(|f| split_channel(&f.stem).1);
+        let last = numbers.max().unwrap_or(0).min(99);
+        info.channel_names = (0..=last).map(|c| format!("channel {c}")).collect();
     }
 }
 
-/// Fails on the first value of a label map that is not allowed.
-pub fn check_label_values(path: &Path, labels: &LabelMap, allowed: &[i16]) -> Result<()> {
-    match labels.data.iter().find(|v| !allowed.contains(v)) {
-        None => Ok(()),
-        Some(&value) => Err(DataError::UnknownLabel {
-            path: path.into(),
-            value,
-            count: labels.data.iter().filter(|&&v| v == value).count(),
-            allowed: allowed.to_vec(),
-        }),
+fn count(path: &Path, claimed: bool, survey: &mut Survey) {
+    let found = survey.dataset.training.len();
+    let said = survey.dataset.info.num_training;
+    if !claimed {
+        survey.error(
+            Kind::DatasetJson,
+            path,
+            "`numTraining` is missing, which nnU-Net insists on",
+            &format!("add \"numTraining\": {found}"),
+        );
+    } else if said != found {
+        survey.error(
+            Kind::NumTraining,
+            path,
+            format!("numTraining is {said}, but there are {found} training cases"),
+            &format!("add the cases that lack, or write \"numTraining\": {found}"),
+        );
     }
+}
+
+/// The cases of `dataset`, paths from the data set's folder on or absolute.
+fn listed(root: &Path, json: &Path, list: &Value, survey: &mut Survey) {
+    let fault = |problem: String| DataError::json(json, "dataset", problem);
+    let Some(list) = list.as_object().filter(|l| !l.is_empty()) else {
+        survey.fatal.push(fault(
+            "is no list of cases; write {\"CASE\": {\"images\": [...], \"label\": ...}, ...} or leave it out".into(),
+        ));
+        return;
+    };
+    survey.dataset.listed = true;
+    for (id, entry) in list {
+        // A name becomes part of file names.
+        if id.is_empty() || id.contains(['/', '\\']) || id.starts_with('.') {
+            let problem = format!("`{id}` cannot be a case's name; leave / and leading dots out");
+            survey.fatal.push(fault(problem));
+            continue;
+        }
+        match Listed::deserialize(entry) {
+            Ok(entry) => {
+                let files = entry.images.iter().map(|p| root.join(p)).collect();
+                let label = root.join(&entry.label);
+                survey.dataset.training.push(Case::new(id, files, label));
+            }
+            Err(error) => survey.fatal.push(fault(format!(
+                "`{id}`: {error}; write {{\"images\": [...], \"label\": ...}}"
+            ))),
+        }
+    }
+    survey.dataset.training.sort_by(|a, b| a.id.cmp(&b.id));
+}
+
+/// The cases of a part, and what in its folders belongs to none.
+fn cases(root: &Path, split: Split, survey: &mut Survey) -> Result<Vec<Case>> {
+    let info = &survey.dataset.info;
+    let ending = info.file_ending.clone();
+    let (folder, labels) = (root.join(split.images()), root.join(split.labels()));
+    let label = |id: &str| labels.join(format!("{id}{ending}"));
+    let cases: Vec<Case> = group(&folder, &ending, info.channel_names.len(), false)?
+        .into_iter()
+        .map(|case| Case::new(&case.id, case.paths, label(&case.id)))
+        .collect();
+    for file in images(entries(&folder)?.1).0 {
+        match strip_ending(&name_of(&file.path), &ending) {
+            None => other_ending(&file.path, file.ending, &ending, survey),
+            Some(stem) if split_channel(stem).1.is_none() => survey.error(
+                Kind::IgnoredFile,
+                &file.path,
+                "its name has no channel number, so it is passed over",
+                &format!("call it {stem}_0000{ending}"),
+            ),
+            Some(_) => {}
+        }
+    }
+    if !labels.is_dir() {
+        return Ok(cases);
+    }
+    let ids: BTreeSet<&str> = cases.iter().map(|c| c.id.as_str()).collect();
+    for file in images(entries(&labels)?.1).0 {
+        match strip_ending(&name_of(&file.path), &ending) {
+            None => other_ending(&file.path, file.ending, &ending, survey),
+            Some(stem) if !ids.contains(stem) => survey.problems.push(
+                Problem::error(
+                    Kind::OrphanLabel,
+                    format!(
+                        "there is no image {stem}_0000{ending} in {}",
+                        split.images()
+                    ),
+                    "add the image or take the label map away",
+                )
+                .at(&file.path)
+                .of(stem),
+            ),
+            Some(_) => {}
+        }
+    }
+    Ok(cases)
+}
+
+fn other_ending(path: &PathBuf, found: &str, expected: &str, survey: &mut Survey) {
+    survey.error(
+        Kind::MixedEndings,
+        path,
+        format!("it ends in {found}, but file_ending is {expected}: it is passed over"),
+        &format!("convert it to {expected} or take it away"),
+    );
 }
