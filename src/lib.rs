@@ -11,5 +11,6 @@ pub mod engine;
 pub mod inference;
 pub mod losses;
 pub mod metrics;
+pub mod nnunet;
 pub mod report;
 pub mod runtime;

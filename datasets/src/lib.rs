@@ -33,7 +33,7 @@ pub use io::{atomically, read_image, read_labels, write_image, write_labels};
 pub use layout::input::{images_in, load_channels, InputCase};
 pub use layout::{Case, Dataset, DatasetJson, Split};
 pub use loader::Prefetch;
-pub use plan::{Architecture, Configuration, Plan};
+pub use plan::{Architecture, Configuration, Plan, UNetArguments};
 pub use planner::Planner;
 pub use preprocess::{
     prepare_case, restore, Decision, Intensity, Normalisation, PreparedCase, Restored, SourceGrid,

@@ -42,7 +42,7 @@ pub struct Plan {
     #[serde(default = "default_label_manager")]
     pub label_manager: String,
     /// Foreground intensities of each channel, by number.
-    #[serde(default)]
+    #[serde(default, alias = "foreground_intensity_properties_by_modality")]
     pub foreground_intensity_properties_per_channel: BTreeMap<String, Intensity>,
 }
 
@@ -227,6 +227,7 @@ impl Plan {
             let mut complete =
                 inherited(&raw, name, 0).map_err(|problem| (field.clone(), problem))?;
             modern(&mut complete).map_err(|problem| (field, problem))?;
+            spread(&mut complete);
             configurations.insert(name.clone(), Value::Object(complete));
         }
         let plan: Self = serde_json::from_value(json).map_err(|e| whole(e.to_string()))?;
@@ -372,9 +373,62 @@ impl Configuration {
             lengths.iter().all(|l| *l == n),
             "architecture",
             format!("lists of {lengths:?} entries for {n} stages"),
+        )?;
+        want(
+            unet.n_conv_per_stage.is_some() != unet.n_blocks_per_stage.is_some(),
+            "architecture",
+            "it has to have either n_conv_per_stage or n_blocks_per_stage".into(),
         )
     }
 }
+
+/// Writes out what nnU-Net lets one value stand for: convolutions of all stages, kernels of all axes, the one next stage.
+fn spread(configuration: &mut Map<String, Value>) {
+    if let Some(Value::Array(next)) = configuration.get_mut("next_stage") {
+        let first = next.first().cloned().unwrap_or_default();
+        configuration.insert("next_stage".into(), first);
+    }
+    let dims = configuration
+        .get("patch_size")
+        .and_then(Value::as_array)
+        .map_or(0, Vec::len);
+    let Some(kwargs) = configuration
+        .get_mut("architecture")
+        .and_then(|a| a.get_mut("arch_kwargs"))
+        .and_then(Value::as_object_mut)
+    else {
+        return;
+    };
+    // more stages than any network has are left to the check of the lists' lengths
+    let stages = kwargs.get("n_stages").and_then(Value::as_u64).unwrap_or(0);
+    let stages = usize::try_from(stages).unwrap_or(0).min(MOST_STAGES);
+    let lists = [
+        ("n_conv_per_stage", stages),
+        ("n_blocks_per_stage", stages),
+        ("n_conv_per_stage_decoder", stages.saturating_sub(1)),
+        ("features_per_stage", stages),
+        ("kernel_sizes", stages),
+        ("strides", stages),
+    ];
+    for (key, length) in lists {
+        let Some(value) = kwargs.get_mut(key) else {
+            continue;
+        };
+        if value.is_number() {
+            *value = vec![value.clone(); length].into();
+        }
+        if matches!(key, "kernel_sizes" | "strides") {
+            for row in value.as_array_mut().into_iter().flatten() {
+                if row.is_number() {
+                    *row = vec![row.clone(); dims].into();
+                }
+            }
+        }
+    }
+}
+
+/// Halvings of an axis beyond which no image is left.
+const MOST_STAGES: usize = 64;
 
 /// Configurations inherit what they do not state; chains of more are circles.
 const LONGEST_CHAIN: usize = 16;

@@ -156,7 +156,7 @@ pub struct InfoArgs {
 pub enum WeightsCommand {
     /// What a .pth, .pt, .ckpt or .safetensors file holds; nothing in it is executed
     Inspect(WeightsInspectArgs),
-    /// Write a checkpoint of the originals as weights of a preset
+    /// Write a checkpoint of the originals as weights of a preset, or a results folder of nnU-Net or U-Mamba as runs
     Import(WeightsImportArgs),
 }
 
@@ -176,21 +176,22 @@ pub struct WeightsInspectArgs {
 /// Options of `weights import`.
 #[derive(Debug, Args)]
 pub struct WeightsImportArgs {
-    /// The checkpoint
+    /// The checkpoint, or a folder of nnUNet_results: a data set's, a trained configuration's or a fold's
+    #[arg(value_name = "FILE.pth|RESULTS")]
     pub file: PathBuf,
-    /// The network whose weights these are
+    /// The network whose weights these are; results tell it themselves
     #[arg(long, value_name = "PRESET")]
-    pub preset: String,
+    pub preset: Option<String>,
     /// Overrides of the preset, as key=value
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// The file to write
-    #[arg(short, long, value_name = "FILE.safetensors")]
+    /// The file to write, or the folder of runs
+    #[arg(short, long, value_name = "FILE.safetensors|RUNS")]
     pub out: PathBuf,
     /// Take what fits and leave the rest as it starts; without it every tensor must have its place
     #[arg(long)]
     pub partial: bool,
-    /// Replace an existing file
+    /// Replace an existing file; of results, import again what is there already
     #[arg(long)]
     pub force: bool,
 }

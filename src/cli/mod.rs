@@ -82,7 +82,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
             commands::weights::inspect(&args, printer)
         }
         Command::Weights(WeightsCommand::Import(args)) => {
-            commands::weights::import_file(&args, printer)
+            commands::weights::import_any(&args, printer)
         }
         Command::Datasets(DatasetsCommand::Verify(args)) => {
             commands::datasets::verify(&args, &global, printer)

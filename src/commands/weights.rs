@@ -68,9 +68,22 @@ pub fn inspect(args: &WeightsInspectArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file's weights as those of a preset.
-pub fn import_file(args: &WeightsImportArgs, printer: &Printer) -> Result<()> {
-    let spec = preset(&args.preset)
+/// Writes a file's weights as those of a preset, or a results folder as runs.
+pub fn import_any(args: &WeightsImportArgs, printer: &Printer) -> Result<()> {
+    if args.file.is_dir() {
+        return super::import_results::run(args, printer);
+    }
+    let name = args.preset.as_deref().ok_or_else(|| {
+        Misuse::error(format!(
+            "{} is a file, whose network --preset PRESET names (see `vision-mamba models list`); a folder of nnUNet_results needs none",
+            args.file.display()
+        ))
+    })?;
+    import_file(args, name, printer)
+}
+
+fn import_file(args: &WeightsImportArgs, name: &str, printer: &Printer) -> Result<()> {
+    let spec = preset(name)
         .and_then(|spec| {
             let overrides = parse_overrides(&args.set).unwrap_or_default();
             spec.with_overrides(&overrides)
@@ -89,19 +102,19 @@ pub fn import_file(args: &WeightsImportArgs, printer: &Printer) -> Result<()> {
         format!(
             "{} is no checkpoint of `{}`; other sizes are set by --set KEY=VALUE, --partial takes what fits",
             args.file.display(),
-            args.preset
+            name
         )
     })?;
     if outcome.loaded.is_empty() {
         bail!(
             "{}: no tensor of it belongs to `{}`; `weights inspect` lists what it holds",
             args.file.display(),
-            args.preset
+            name
         );
     }
     let metadata = BTreeMap::from([
         ("format".to_string(), "vision-mamba".to_string()),
-        ("preset".to_string(), args.preset.clone()),
+        ("preset".to_string(), name.to_string()),
         ("network".to_string(), serde_json::to_string(&spec)?),
     ]);
     save_safetensors(&args.out, &built.params, &metadata)?;

@@ -67,6 +67,13 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// The names in a folder, whatever it holds.
+    pub fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_path_buf(),
+        }
+    }
+
     /// Opens a folder that holds a run.
     pub fn open(root: &Path) -> Result<Self> {
         let folder = Self {

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use pytorch_reader::{DType, PytorchReader};
+use pytorch_reader::{DType, PickleValue, PytorchReader};
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::safetensors::{read_index, read_one};
@@ -126,6 +127,40 @@ impl Checkpoint {
                 Ok(Tensor::f_from_data_size(&bytes, &info.shape, info.kind)?)
             }
         }
+    }
+}
+
+/// What a `torch.save` file of a dictionary says, as JSON: null for what JSON lacks (tensors, numpy's numbers, devices), and entries of inner
+/// dictionaries in any order. Empty where the file is no dictionary.
+pub fn read_values(path: &Path) -> Result<BTreeMap<String, Value>, ModelError> {
+    let all = PytorchReader::read_pickle_data(path, None).map_err(|e| ModelError::BadFile {
+        path: path.to_path_buf(),
+        reason: format!("no checkpoint that can be trusted or read: {e}"),
+    })?;
+    Ok(match all {
+        PickleValue::Dict(all) => (all.into_iter())
+            .map(|(key, value)| (key, json_of(value, 0)))
+            .collect(),
+        _ => BTreeMap::new(),
+    })
+}
+
+/// Data nested deeper than this is nobody's.
+const DEEPEST: usize = 32;
+
+fn json_of(value: PickleValue, depth: usize) -> Value {
+    match value {
+        _ if depth > DEEPEST => Value::Null,
+        PickleValue::Bool(v) => v.into(),
+        PickleValue::Int(v) => v.into(),
+        PickleValue::Float(v) => v.into(),
+        PickleValue::String(v) => v.into(),
+        PickleValue::List(v) => v.into_iter().map(|v| json_of(v, depth + 1)).collect(),
+        PickleValue::Dict(v) => {
+            let entries = v.into_iter().map(|(k, v)| (k, json_of(v, depth + 1)));
+            Value::Object(entries.collect())
+        }
+        PickleValue::None | PickleValue::Bytes(_) | PickleValue::Unsupported(_) => Value::Null,
     }
 }
 

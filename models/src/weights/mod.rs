@@ -4,7 +4,7 @@ pub mod checkpoint;
 pub mod import;
 mod safetensors;
 
-pub use self::checkpoint::Checkpoint;
+pub use self::checkpoint::{read_values, Checkpoint};
 pub use self::import::{import, Import};
 
 pub use self::safetensors::{
