@@ -27,6 +27,8 @@ mod planning;
 mod preprocessing;
 #[path = "pipeline_harness/restoration.rs"]
 mod restoration;
+#[path = "pipeline_harness/results.rs"]
+mod results;
 #[path = "pipeline_harness/sliding_window.rs"]
 mod sliding_window;
 #[path = "pipeline_harness/units.rs"]
@@ -46,6 +48,7 @@ const SECTIONS: &[(&str, Section)] = &[
     ("losses", losses::check),
     ("metrics", metrics::check),
     ("restoration", restoration::check),
+    ("results_layout", results::check),
 ];
 
 fn main() -> ExitCode {
