@@ -74,6 +74,9 @@ pub fn import_any(args: &WeightsImportArgs, printer: &Printer) -> Result<()> {
         return super::import_results::run(args, printer);
     }
     let name = args.preset.as_deref().ok_or_else(|| {
+        if !args.file.exists() {
+            return Misuse::error(format!("{}: no such file or folder", args.file.display()));
+        }
         Misuse::error(format!(
             "{} is a file, whose network --preset PRESET names (see `vision-mamba models list`); a folder of nnUNet_results needs none",
             args.file.display()
