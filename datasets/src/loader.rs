@@ -183,7 +183,7 @@ mod tests {
     fn numbered(index: u64) -> Batch {
         Batch {
             image: vec![index as f32],
-            label: vec![index as i64],
+            label: vec![index as i16],
             shape: vec![1, 1, 1, 1],
             ids: vec![],
         }
@@ -193,8 +193,8 @@ mod tests {
     fn in_order_for_any_number_of_workers() {
         for workers in [1, 2, 5] {
             let batches = Prefetch::with_maker(3..40, workers, numbered).unwrap();
-            let got: Vec<i64> = batches.map(|b| b.unwrap().label[0]).collect();
-            assert_eq!(got, (3..40).collect::<Vec<i64>>());
+            let got: Vec<i16> = batches.map(|b| b.unwrap().label[0]).collect();
+            assert_eq!(got, (3..40).collect::<Vec<i16>>());
         }
     }
 

@@ -21,6 +21,9 @@ pub struct PatchSettings {
     pub oversample_foreground: f64,
     /// Random changes.
     pub augment: Augmentation,
+    /// Channels that are 0 outside the body again after their values were changed: those normalised within it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masked_channels: Vec<usize>,
     /// Voxels of this label take no part: they become -1. Those outside the body become background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_label: Option<i16>,
@@ -185,7 +188,7 @@ pub struct Batch {
     /// (B, C, patch...).
     pub image: Vec<f32>,
     /// (B, patch...); 0 beyond the image and outside the body, -1 where the label is not known.
-    pub label: Vec<i64>,
+    pub label: Vec<i16>,
     /// The shape of `image`.
     pub shape: Vec<usize>,
     /// The case of each patch.
@@ -218,7 +221,7 @@ fn draw<const D: usize>(
     let mut shape = vec![settings.batch_size, channels];
     shape.extend(patch);
     let mut image = vec![0f32; settings.batch_size * channels * voxels];
-    let mut label = vec![0i64; settings.batch_size * voxels];
+    let mut label = vec![0i16; settings.batch_size * voxels];
     let mut ids = Vec::with_capacity(settings.batch_size);
     for (sample, (image, label)) in image
         .chunks_exact_mut(channels * voxels)
@@ -236,12 +239,12 @@ fn draw<const D: usize>(
         draw_patch(
             case,
             settings.forces_foreground(sample),
-            &settings.augment,
+            settings,
             &mut target,
             &mut random,
         );
         for value in &mut *target.label {
-            if Some(*value) == settings.ignore_label.map(i64::from) {
+            if Some(*value) == settings.ignore_label {
                 *value = -1;
             } else if *value < 0 {
                 *value = 0;
@@ -259,10 +262,11 @@ fn draw<const D: usize>(
 fn draw_patch<const D: usize>(
     case: &TrainingCase,
     force: bool,
-    augment: &Augmentation,
+    settings: &PatchSettings,
     target: &mut Target<D>,
     random: &mut Random,
 ) {
+    let augment = &settings.augment;
     let full = &case.shape[1..];
     let skipped = full.len() - D;
     let size: [usize; D] = std::array::from_fn(|a| full[skipped + a]);
@@ -314,6 +318,15 @@ fn draw_patch<const D: usize>(
             flip(target.label, &target.size, axis);
         }
     }
+    let voxels = target.label.len();
+    for &channel in &settings.masked_channels {
+        let values = target.image.chunks_exact_mut(voxels).nth(channel);
+        for (value, &label) in values.into_iter().flatten().zip(&*target.label) {
+            if label < 0 {
+                *value = 0.0;
+            }
+        }
+    }
 }
 
 /// A voxel of a class chosen evenly among those present; of any known label in a case without foreground.
@@ -329,13 +342,16 @@ fn one_of(voxels: &[u64], random: &mut Random) -> Option<usize> {
     (!voxels.is_empty()).then(|| voxels[random.below(voxels.len())] as usize)
 }
 
-/// Where the patch begins: within the image if it fits, around a voxel if one is given, otherwise anywhere; a larger patch lies centred.
+/// Where the patch begins: around a voxel if one is given, and then beyond the image's far end if it lies there, as nnU-Net has it; otherwise
+/// anywhere within the image. A larger patch lies centred, or further on around the voxel.
 fn start_along(size: usize, patch: usize, around: Option<usize>, random: &mut Random) -> isize {
-    if size <= patch {
-        return -(((patch - size) / 2) as isize);
-    }
+    let least = match size <= patch {
+        true => -(((patch - size) / 2) as isize),
+        false => 0,
+    };
     match around {
-        Some(voxel) => voxel.saturating_sub(patch / 2).min(size - patch) as isize,
+        Some(voxel) => (voxel as isize - (patch / 2) as isize).max(least),
+        None if size <= patch => least,
         None => random.below(size - patch + 1) as isize,
     }
 }

@@ -342,7 +342,7 @@ pub struct TrainArgs {
     /// The data set's folder; `datasets verify --help` lists the known layouts
     pub dataset: PathBuf,
     /// The network: a preset of `models list` (not needed with --resume)
-    #[arg(long, value_name = "PRESET", required_unless_present = "resume")]
+    #[arg(long, value_name = "PRESET", required_unless_present_any = ["resume", "validate_only"])]
     pub model: Option<String>,
     /// Overrides of the preset, as key=value
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -362,6 +362,23 @@ pub struct TrainArgs {
     /// Go on with the run in --out, with the options it was started with
     #[arg(long)]
     pub resume: bool,
+    /// Only validate the run in --out on whole images, again
+    #[arg(long, conflicts_with = "resume")]
+    pub validate_only: bool,
+    /// Train without validating on whole images at the end
+    #[arg(long, conflicts_with = "validate_only")]
+    pub no_validation: bool,
+    /// The checkpoint that validates on whole images [default: final]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHICH",
+        conflicts_with = "no_validation"
+    )]
+    pub val_with: Option<CheckpointChoice>,
+    /// Keep the probabilities of the validated images as .npz, for ensembles
+    #[arg(long, conflicts_with = "no_validation")]
+    pub save_probabilities: bool,
     /// Number of epochs
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub epochs: u64,

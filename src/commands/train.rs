@@ -7,15 +7,17 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tch::Device;
 use vision_mamba_datasets::{
-    fold, split, write_labels, Augmentation, Configuration, DataError, Dataset, Fold, FoldChoice,
-    Folds, Plan, Planner, Split,
+    fold, probabilities, split, write_labels, Augmentation, Configuration, DataError, Dataset, Fold,
+    FoldChoice, Folds, Plan, Planner, Split,
 };
-use vision_mamba_models::weights::{import, Checkpoint};
+use vision_mamba_models::weights::{import, load_strict, Checkpoint};
 use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec, Task};
 
 use super::evaluate::overlay_of;
 use super::models::parse_overrides;
-use crate::cli::args::{AugmentChoice, Global, OptimizerChoice, ScheduleChoice, TrainArgs};
+use crate::cli::args::{
+    AugmentChoice, CheckpointChoice, Global, OptimizerChoice, ScheduleChoice, TrainArgs,
+};
 use crate::cli::exit::{Interrupted, Misuse};
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
@@ -39,7 +41,7 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let device = global.device.resolve()?;
     runtime::prepare(global.threads, printer);
     let dataset = super::datasets::open(&args.dataset, printer)?;
-    let (folder, config, plan) = if args.resume {
+    let (folder, config, plan) = if args.resume || args.validate_only {
         reopen(args)?
     } else {
         start(args, global, &dataset, printer)?
@@ -48,6 +50,14 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     // The one seed that initialisation depends on; a resumed run overwrites the weights it makes.
     tch::manual_seed(config.training.seed as i64);
     let built = build(&config.network, device)?;
+    if args.validate_only {
+        let stop = StopFlag::listen("case", printer)?;
+        let which = Some(args.val_with.unwrap_or(CheckpointChoice::Final));
+        load_strict(&folder.pick_checkpoint(which)?, &built.params)?;
+        return validate(
+            &folder, config, plan, built, device, &dataset, args, &stop, printer,
+        );
+    }
     // once there is a state, it holds what became of them
     if let Some(file) = config
         .pretrained
@@ -94,9 +104,14 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
         printer,
     };
     trainer.run(Arc::new(training), &validation, args.resume)?;
-    validate(
-        &folder, config, plan, built, device, &dataset, &stop, printer,
-    )?;
+    if !args.no_validation {
+        if let Some(which) = args.val_with {
+            load_strict(&folder.pick_checkpoint(Some(which))?, &built.params)?;
+        }
+        validate(
+            &folder, config, plan, built, device, &dataset, args, &stop, printer,
+        )?;
+    }
     if preprocessed == own_folder(&folder) {
         // made for this run alone, and it is over
         std::fs::remove_dir_all(&preprocessed)
@@ -452,6 +467,10 @@ fn training_config(
         accumulate: args.accumulate,
         oversample_foreground: args.oversample_foreground,
         augmentation,
+        masked_channels: (0..)
+            .zip(&configuration.use_mask_for_norm)
+            .filter_map(|(channel, masked)| masked.then_some(channel))
+            .collect(),
         mirror_axes,
         validation_steps: args.validation_steps,
         save_every: args.save_every,
@@ -476,6 +495,7 @@ fn validate(
     built: Built,
     device: Device,
     dataset: &Dataset,
+    args: &TrainArgs,
     stop: &StopFlag,
     printer: &Printer,
 ) -> Result<()> {
@@ -502,7 +522,7 @@ fn validate(
     let options = PredictOptions {
         tile_step: 0.5,
         mirroring: true,
-        probabilities: false,
+        probabilities: args.save_probabilities,
     };
     let mut bar = Progress::new(printer, "validating", ids.len() as u64);
     let mut cases = Vec::new();
@@ -520,8 +540,12 @@ fn validate(
                 .data
                 .mapv_inplace(|v| if v == ignore { -1 } else { v });
         }
-        let prediction = segment(&members, &image, &options, &mut || Ok(()))?.labels;
+        let predicted = segment(&members, &image, &options, &mut || Ok(()))?;
+        let prediction = predicted.labels;
         let target = out.join(format!("{id}{ending}"));
+        if let Some(values) = &predicted.probabilities {
+            probabilities::write(&probabilities::beside(&target), values)?;
+        }
         write_labels(&target, &prediction)?;
         let picture = overlay_of(
             &image.data,

@@ -1,7 +1,7 @@
 //! The one place where arrays become tensors.
 
 use anyhow::Result;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use vision_mamba_datasets::Batch;
 
 /// A batch on the device: `image` (B, C, …) float32 and `label` (B, …) int64, negative where there is no image.
@@ -28,7 +28,8 @@ impl TensorBatch {
                 .to_device(device),
             label: Tensor::f_from_slice(&batch.label)?
                 .f_view(&label_shape[..])?
-                .to_device(device),
+                .to_device(device)
+                .to_kind(Kind::Int64),
         })
     }
 }

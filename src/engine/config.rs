@@ -68,6 +68,9 @@ pub struct TrainingConfig {
     pub oversample_foreground: f64,
     /// What happens to patches.
     pub augmentation: Augmentation,
+    /// Channels that augmentation leaves 0 outside the body: those the plan normalises within it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masked_channels: Vec<usize>,
     /// Axes averaged over in prediction.
     pub mirror_axes: Vec<usize>,
     /// Batches of validation patches an epoch.

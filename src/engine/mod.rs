@@ -6,5 +6,6 @@ pub mod optimizer;
 pub mod run_folder;
 pub mod schedule;
 pub mod state;
+pub mod tensorboard;
 pub mod train;
 pub mod validation;

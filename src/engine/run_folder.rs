@@ -145,6 +145,11 @@ impl RunFolder {
         self.root.join("log.jsonl")
     }
 
+    /// `tensorboard/`.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.root.join("tensorboard")
+    }
+
     /// A checkpoint's file.
     pub fn checkpoint(&self, which: CheckpointChoice) -> PathBuf {
         let name = match which {

@@ -15,6 +15,7 @@ use super::config::RunConfig;
 use super::optimizer::{trained, Optimizer, Step};
 use super::run_folder::{EpochLog, RunFolder};
 use super::state::{self, Progress};
+use super::tensorboard::Events;
 use super::validation::on_patches;
 use crate::cli::args::CheckpointChoice;
 use crate::cli::exit::Interrupted;
@@ -69,12 +70,15 @@ impl Trainer<'_> {
                 schedule.epochs * schedule.steps_per_epoch
             ));
         }
+        let classes = self.info.foreground().into_iter().map(|f| f.0).collect();
+        let mut events = Events::begin(&self.folder.tensorboard(), classes, &log)?;
         let total = schedule.epochs * schedule.steps_per_epoch;
         let patches = PatchSettings {
             training_patch: settings.training_patch.clone(),
             batch_size: settings.batch_size,
             oversample_foreground: settings.oversample_foreground,
             augment: settings.augmentation.clone(),
+            masked_channels: settings.masked_channels.clone(),
             ignore_label: self.info.ignore_label,
             seed: settings.seed,
         };
@@ -163,6 +167,7 @@ impl Trainer<'_> {
                 let row = self.end_epoch(&mut progress, &mut started, validation, lr)?;
                 last_dice = row.dice;
                 bar.line(&epoch_line(&row, schedule.epochs));
+                events.add(&row)?;
                 log.push(row);
                 self.folder.write_log(&log)?;
                 self.plot(&log)?;

@@ -40,6 +40,7 @@ pub fn on_patches(
         batch_size: config.batch_size,
         oversample_foreground: config.oversample_foreground,
         augment: Augmentation::none(),
+        masked_channels: Vec::new(),
         ignore_label: info.ignore_label,
         seed: config.seed ^ VALIDATION_STREAM,
     };

@@ -86,8 +86,14 @@ impl SegmentationLoss {
             let target = region_target(target, &self.regions);
             return self.regions(&logits, &target, valid.as_ref());
         }
-        let ce =
-            |reduction| logits.cross_entropy_loss::<Tensor>(target, None, reduction, IGNORED, 0.0);
+        // a patch of which nothing is known has no mean cross-entropy; it counts as nothing, as in nnU-Net
+        let nothing_known = some_ignored && target.max().int64_value(&[]) < 0;
+        let ce = |reduction| match (nothing_known, reduction) {
+            (true, Reduction::Mean) => (&logits * 0.0).sum(Kind::Float),
+            (_, reduction) => {
+                logits.cross_entropy_loss::<Tensor>(target, None, reduction, IGNORED, 0.0)
+            }
+        };
         let one_hot = || one_hot(target, logits.size()[1]);
         match self.kind {
             LossKind::Ce => ce(Reduction::Mean),
@@ -233,5 +239,32 @@ mod tests {
             .single(&logits.narrow(3, 0, 2), &without)
             .double_value(&[]);
         assert!((a - b).abs() < 1e-6, "{a} against {b}");
+    }
+
+    /// A patch without a known voxel gives a finite loss and no gradient that is not finite.
+    #[test]
+    fn nothing_known_is_no_nan() {
+        let target = Tensor::from_slice(&[-1i64, -1]).view([1, 1, 2]);
+        for kind in [
+            LossKind::DiceCe,
+            LossKind::DiceTopk,
+            LossKind::Ce,
+            LossKind::MambaUnet,
+        ] {
+            let logits = Tensor::from_slice(&[0.3f32, -1.0, 2.0, 0.1])
+                .view([1, 2, 1, 2])
+                .set_requires_grad(true);
+            let loss = SegmentationLoss {
+                kind,
+                ..Default::default()
+            };
+            let value = loss.single(&logits, &target);
+            assert!(value.double_value(&[]).is_finite(), "{kind:?}");
+            value.backward();
+            assert!(
+                logits.grad().isfinite().all().int64_value(&[]) == 1,
+                "{kind:?}"
+            );
+        }
     }
 }

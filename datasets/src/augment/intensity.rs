@@ -1,6 +1,10 @@
 //! Random changes of a patch's values, in place; labels are not touched.
+#![allow(clippy::needless_range_loop)] // lanes are counted
 
-use crate::augment::spatial::around_one;
+use crate::augment::elementary::{ln, power, sin_cos_of_turn};
+use crate::augment::filter::{blur, coarsen};
+use crate::augment::spatial::{around_one, turns_in_plane};
+use crate::augment::wide::wide;
 use crate::augment::Augmentation;
 use crate::random::Random;
 
@@ -20,37 +24,40 @@ pub(crate) fn change(
     }
     if random.chance(augment.noise.probability) {
         let sigma = random.within(augment.noise.sigma) as f32;
-        image.iter_mut().for_each(|v| *v += sigma * random.normal());
+        add_noise(image, sigma, random.bits());
     }
     if random.chance(augment.blur.probability) {
         for channel in image.chunks_exact_mut(voxels) {
             if random.chance(CHANNEL_PROBABILITY) {
-                let sigma = random.within(augment.blur.sigma);
-                along_all_axes(channel, size, |n| gaussian_taps(n, sigma));
+                let sigmas: Vec<f64> = size
+                    .iter()
+                    .map(|_| random.within(augment.blur.sigma))
+                    .collect();
+                blur(channel, size, &sigmas);
             }
         }
     }
     if random.chance(augment.brightness.probability) {
         for channel in image.chunks_exact_mut(voxels) {
             let factor = around_one(augment.brightness.range, random) as f32;
-            channel.iter_mut().for_each(|v| *v *= factor);
+            stretch(channel, factor, 0.0, [f32::NEG_INFINITY, f32::INFINITY]);
         }
     }
     if random.chance(augment.contrast.probability) {
         for channel in image.chunks_exact_mut(voxels) {
             let factor = around_one(augment.contrast.range, random) as f32;
-            let mean = moments(channel).0;
-            let (low, high) = range(channel);
-            channel
-                .iter_mut()
-                .for_each(|v| *v = ((*v - mean) * factor + mean).clamp(low, high));
+            let about = Moments::of(channel);
+            stretch(channel, factor, about.mean * (1.0 - factor), about.range);
         }
     }
     if random.chance(augment.low_resolution.probability) {
         for channel in image.chunks_exact_mut(voxels) {
             if random.chance(CHANNEL_PROBABILITY) {
-                let scale = random.within(augment.low_resolution.range);
-                along_all_axes(channel, size, |n| coarse_taps(n, scale));
+                let mut scales = vec![random.within(augment.low_resolution.range); size.len()];
+                if turns_in_plane(size) {
+                    scales[0] = 1.0;
+                }
+                coarsen(channel, size, &scales);
             }
         }
     }
@@ -70,112 +77,140 @@ pub(crate) fn change(
     }
 }
 
-fn moments(values: &[f32]) -> (f32, f32) {
-    let n = values.len() as f64;
-    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-    let variance = values
-        .iter()
-        .map(|&v| (f64::from(v) - mean).powi(2))
-        .sum::<f64>()
-        / n;
-    (mean as f32, variance.sqrt() as f32)
+/// Mean, standard deviation, lowest and highest value.
+#[derive(Debug, Clone, Copy)]
+struct Moments {
+    mean: f32,
+    deviation: f32,
+    range: [f32; 2],
 }
 
-fn range(values: &[f32]) -> (f32, f32) {
-    values
-        .iter()
-        .fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)))
+/// Sums are kept in so many lanes, which fixes their order whatever the processor's width.
+const LANES: usize = 8;
+
+impl Moments {
+    fn of(values: &[f32]) -> Self {
+        // shifted by a value of the image, so that the squares do not cancel
+        let shift = values[0];
+        let (sum, squares, low, high) = sums(values, shift);
+        let n = values.len() as f64;
+        let mean = sum / n;
+        Self {
+            mean: (f64::from(shift) + mean) as f32,
+            deviation: (squares / n - mean * mean).max(0.0).sqrt() as f32,
+            range: [low, high],
+        }
+    }
+}
+
+wide! {
+    fn sums(values: &[f32], shift: f32) -> (f64, f64, f32, f32) {
+        let mut sum = [0f64; LANES];
+        let mut squares = [0f64; LANES];
+        let mut low = [f32::MAX; LANES];
+        let mut high = [f32::MIN; LANES];
+        let chunks = values.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let v = chunk[lane];
+                let d = f64::from(v - shift);
+                sum[lane] += d;
+                squares[lane] += d * d;
+                low[lane] = if v < low[lane] { v } else { low[lane] };
+                high[lane] = if v > high[lane] { v } else { high[lane] };
+            }
+        }
+        for (lane, &v) in rest.iter().enumerate() {
+            let d = f64::from(v - shift);
+            sum[lane] += d;
+            squares[lane] += d * d;
+            low[lane] = low[lane].min(v);
+            high[lane] = high[lane].max(v);
+        }
+        (
+            sum.iter().sum(),
+            squares.iter().sum(),
+            low.into_iter().fold(f32::MAX, f32::min),
+            high.into_iter().fold(f32::MIN, f32::max),
+        )
+    }
+
+    /// `v * factor + offset`, cut to a range.
+    fn stretch(values: &mut [f32], factor: f32, offset: f32, range: [f32; 2]) {
+        for v in values {
+            *v = (*v * factor + offset).max(range[0]).min(range[1]);
+        }
+    }
+
+    /// Values from `low` to `low + width` raised as fractions of the range; `sign` -1 works on the inverted image.
+    fn raise(values: &mut [f32], exponent: f32, sign: f32, low: f32, width: f32) {
+        let scale = 1.0 / width;
+        for v in values {
+            let fraction = ((sign * *v - low) * scale).clamp(0.0, 1.0);
+            *v = sign * (power(fraction, exponent) * width + low);
+        }
+    }
+
+    /// Adds Gaussian noise made of `key` and a value's place alone.
+    fn add_noise(values: &mut [f32], sigma: f32, key: u64) {
+        const PAIRS: usize = 8;
+        let (key_low, key_high) = (key as u32, (key >> 32) as u32);
+        let mut noise = [0f32; 2 * PAIRS];
+        for (number, block) in values.chunks_mut(2 * PAIRS).enumerate() {
+            for lane in 0..PAIRS {
+                let place = (number * PAIRS + lane) as u32;
+                let first = mixed(mixed(place ^ key_low).wrapping_add(key_high));
+                let second = mixed(first ^ 0x9e37_79b9 ^ key_low);
+                // Box-Muller; 24 bits each, the radius' in (0, 1]
+                let u = ((first >> 8) + 1) as i32 as f32 * (1.0 / 16_777_216.0);
+                let turn = (second >> 8) as i32 as f32 * (1.0 / 16_777_216.0);
+                let radius = sigma * (-2.0 * ln(u)).max(0.0).sqrt();
+                let (sin, cos) = sin_cos_of_turn(turn);
+                noise[lane] = radius * cos;
+                noise[PAIRS + lane] = radius * sin;
+            }
+            for (v, n) in block.iter_mut().zip(&noise) {
+                *v += n;
+            }
+        }
+    }
+}
+
+/// A permutation of the 32-bit numbers whose output bits depend on all input bits (the constants are C. Wellons' `lowbias32`).
+#[inline(always)]
+fn mixed(mut x: u32) -> u32 {
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x7feb_352d);
+    x ^= x >> 15;
+    x = x.wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
 }
 
 /// `sign` -1 works on the inverted image.
 fn gamma(channel: &mut [f32], exponent: f32, sign: f32) {
     const SMALLEST: f32 = 1e-7;
-    let (mean, deviation) = moments(channel);
-    let (low, high) = range(channel);
-    let (base, width) = if sign > 0.0 {
-        (low, high - low)
-    } else {
-        (-high, high - low)
-    };
+    let before = Moments::of(channel);
+    let [low, high] = before.range;
+    let width = high - low;
     if width < SMALLEST {
         return;
     }
-    for v in channel.iter_mut() {
-        *v = sign * (((sign * *v - base) / width).clamp(0.0, 1.0).powf(exponent) * width + base);
-    }
-    let (new_mean, new_deviation) = moments(channel);
-    let factor = deviation / new_deviation.max(SMALLEST);
-    channel
-        .iter_mut()
-        .for_each(|v| *v = (*v - new_mean) * factor + mean);
-}
-
-/// For each position of a line, which positions it is made from and with what weight.
-type Taps = Vec<Vec<(usize, f32)>>;
-
-/// Gaussian weights to three standard deviations, the border value repeated.
-fn gaussian_taps(n: usize, sigma: f64) -> Taps {
-    let radius = (3.0 * sigma).ceil() as isize;
-    let weights: Vec<f64> = (-radius..=radius)
-        .map(|d| (-0.5 * (d as f64 / sigma).powi(2)).exp())
-        .collect();
-    let sum: f64 = weights.iter().sum();
-    let at = |i: usize, d: isize| (i as isize + d).clamp(0, n as isize - 1) as usize;
-    (0..n)
-        .map(|i| {
-            (-radius..=radius)
-                .zip(&weights)
-                .map(|(d, w)| (at(i, d), (w / sum) as f32))
-                .collect()
-        })
-        .collect()
-}
-
-/// Nearest sampling to `scale * n` positions and linear interpolation back, half-pixel centres both ways.
-fn coarse_taps(n: usize, scale: f64) -> Taps {
-    let coarse = ((n as f64 * scale).round() as usize).max(1);
-    let ratio = n as f64 / coarse as f64;
-    let nearest = |k: usize| (((k as f64 + 0.5) * ratio) as usize).min(n - 1);
-    let taps = |i: usize| {
-        let position = ((i as f64 + 0.5) / ratio - 0.5).clamp(0.0, (coarse - 1) as f64);
-        let low = position as usize;
-        let fraction = (position - low as f64) as f32;
-        vec![
-            (nearest(low), 1.0 - fraction),
-            (nearest((low + 1).min(coarse - 1)), fraction),
-        ]
-    };
-    (0..n).map(taps).collect()
-}
-
-/// A separable linear filter: the taps of each axis in turn.
-fn along_all_axes(values: &mut [f32], size: &[usize], taps_for: impl Fn(usize) -> Taps) {
-    let mut input = vec![0f32; values.len()];
-    for axis in 0..size.len() {
-        let (n, inner) = (size[axis], size[axis + 1..].iter().product::<usize>());
-        if n < 2 {
-            continue;
-        }
-        let taps = taps_for(n);
-        input.copy_from_slice(values);
-        for (read, write) in input
-            .chunks_exact(n * inner)
-            .zip(values.chunks_exact_mut(n * inner))
-        {
-            for (taps, line) in taps.iter().zip(write.chunks_exact_mut(inner)) {
-                if inner == 1 {
-                    line[0] = taps.iter().map(|&(from, weight)| weight * read[from]).sum();
-                    continue;
-                }
-                line.fill(0.0);
-                for &(from, weight) in taps {
-                    for (out, v) in line.iter_mut().zip(&read[from * inner..(from + 1) * inner]) {
-                        *out += weight * v;
-                    }
-                }
-            }
-        }
-    }
+    raise(
+        channel,
+        exponent,
+        sign,
+        if sign > 0.0 { low } else { -high },
+        width,
+    );
+    let after = Moments::of(channel);
+    let factor = before.deviation / after.deviation.max(SMALLEST);
+    stretch(
+        channel,
+        factor,
+        before.mean - after.mean * factor,
+        [f32::NEG_INFINITY, f32::INFINITY],
+    );
 }
 
 #[cfg(test)]
@@ -192,11 +227,12 @@ mod tests {
     fn gamma_keeps_mean_and_deviation() {
         for sign in [1.0, -1.0] {
             let mut values = patch();
-            let before = moments(&values);
+            let before = Moments::of(&values);
             gamma(&mut values, 1.4, sign);
-            let after = moments(&values);
+            let after = Moments::of(&values);
             assert!(
-                (before.0 - after.0).abs() < 1e-5 && (before.1 - after.1).abs() < 1e-5,
+                (before.mean - after.mean).abs() < 1e-5
+                    && (before.deviation - after.deviation).abs() < 1e-5,
                 "{before:?} {after:?}"
             );
             assert_ne!(values, patch());
@@ -219,31 +255,36 @@ mod tests {
             .all(|(a, b)| (a + b).abs() < 1e-5));
     }
 
+    /// Mean, spread, skew, tails and neighbours of a million numbers, each within five standard errors of a normal's.
     #[test]
-    fn filters_keep_constants_and_blur_spreads_an_impulse_as_a_gaussian() {
-        let size = [5, 7, 9];
-        let mut constant = vec![2.0; 5 * 7 * 9];
-        along_all_axes(&mut constant, &size, |n| gaussian_taps(n, 0.8));
-        along_all_axes(&mut constant, &size, |n| coarse_taps(n, 0.6));
-        assert!(constant.iter().all(|v| (v - 2.0f32).abs() < 1e-5));
-
-        let mut impulse = vec![0.0; 15 * 15];
-        impulse[7 * 15 + 7] = 1.0;
-        along_all_axes(&mut impulse, &[15, 15], |n| gaussian_taps(n, 1.0));
-        let centre = impulse[7 * 15 + 7];
-        // Ratios of a Gaussian of sigma 1: exp(-1/2) beside, exp(-1) across the corner.
-        assert!((impulse[7 * 15 + 8] / centre - (-0.5f32).exp()).abs() < 1e-5);
-        assert!((impulse[8 * 15 + 8] / centre - (-1.0f32).exp()).abs() < 1e-5);
+    fn noise_is_normal_and_white() {
+        let n = 1_000_003;
+        let mut values = vec![0f32; n];
+        add_noise(&mut values, 0.5, 0x1234_5678_9abc_def0);
+        let z: Vec<f64> = values.iter().map(|&v| f64::from(v) / 0.5).collect();
+        let mean = |f: &dyn Fn(usize) -> f64| (0..n - 16).map(f).sum::<f64>() / (n - 16) as f64;
+        let error = 5.0 / (n as f64).sqrt();
+        assert!(mean(&|i| z[i]).abs() < error);
+        assert!((mean(&|i| z[i].powi(2)) - 1.0).abs() < 1.42 * error);
+        assert!(mean(&|i| z[i].powi(3)).abs() < 3.9 * error);
+        assert!((mean(&|i| z[i].powi(4)) - 3.0).abs() < 9.8 * error);
+        assert!((mean(&|i| f64::from(u8::from(z[i].abs() > 3.0))) - 0.0027).abs() < 0.052 * error);
+        for lag in [1, 2, 7, 8, 9, 16] {
+            assert!(mean(&|i| z[i] * z[i + lag]).abs() < error, "lag {lag}");
+        }
+        let mut other = vec![0f32; n];
+        add_noise(&mut other, 0.5, 0x1234_5678_9abc_def1);
+        assert!(mean(&|i| z[i] * f64::from(other[i]) * 2.0).abs() < error);
     }
 
     #[test]
-    fn full_resolution_changes_nothing_and_half_takes_every_second() {
-        let mut values = patch();
-        along_all_axes(&mut values, &[6, 8, 10], |n| coarse_taps(n, 1.0));
-        assert_eq!(values, patch());
-        let taps = coarse_taps(4, 0.5);
-        // Coarse samples are positions 1 and 3 (centres 1.0 and 3.0 on the half-pixel grid).
-        assert_eq!(taps[0], [(1, 1.0), (3, 0.0)]);
-        assert_eq!(taps[1], [(1, 0.75), (3, 0.25)]);
+    fn moments_of_a_far_off_image() {
+        let values: Vec<f32> = (0..1001).map(|i| 10_000.0 + (i % 7) as f32).collect();
+        let found = Moments::of(&values);
+        assert!(
+            (found.mean - 10_003.0).abs() < 1e-3 && (found.deviation - 2.0).abs() < 1e-3,
+            "{found:?}"
+        );
+        assert_eq!(found.range, [10_000.0, 10_006.0]);
     }
 }

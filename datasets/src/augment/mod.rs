@@ -3,8 +3,11 @@
 //! The default is nnU-Net's set and order: rotation and scaling in one resampling, noise, blur, brightness, contrast, low resolution, gamma
 //! of the inverted and of the plain image, mirroring.
 
+mod elementary;
+mod filter;
 pub(crate) mod intensity;
 pub(crate) mod spatial;
+mod wide;
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +61,8 @@ settings! {
         probability: f64 = 0.2,
         /// Largest angle in the plane, in degrees; also for volumes with few, thick slices.
         max_degrees_2d: f64 = 180.0,
+        /// Largest angle of a picture's patch longer than one and a half times its width.
+        max_degrees_elongated: f64 = 15.0,
         /// Largest angle about each axis of a volume.
         max_degrees_3d: f64 = 30.0,
     }
@@ -88,7 +93,7 @@ settings! {
     }
 }
 settings! {
-    /// Gaussian blur; each channel is taken with probability one half.
+    /// Gaussian blur; each channel is taken with probability one half and has a deviation of its own along each axis.
     Blur {
         /// How often.
         probability: f64 = 0.2,
@@ -181,6 +186,7 @@ impl Augmentation {
         }
         for (field, value) in [
             ("max_degrees_2d", self.rotation.max_degrees_2d),
+            ("max_degrees_elongated", self.rotation.max_degrees_elongated),
             ("max_degrees_3d", self.rotation.max_degrees_3d),
         ] {
             check(

@@ -1,5 +1,7 @@
 //! Cutting a patch out of an image, straight or through an affine map, for any number of axes `D`.
+#![allow(clippy::needless_range_loop)] // axes, corners and lanes are counted
 
+use crate::augment::wide::wide;
 use crate::augment::Augmentation;
 use crate::random::Random;
 
@@ -14,11 +16,22 @@ pub(crate) struct Source<'a, const D: usize> {
 pub(crate) struct Target<'a, const D: usize> {
     pub size: [usize; D],
     pub image: &'a mut [f32],
-    pub label: &'a mut [i64],
+    pub label: &'a mut [i16],
 }
 
-/// Value of image and label beyond the image.
-const OUTSIDE: (f32, i64) = (0.0, 0);
+/// Value of image and label beyond the image; the label is that outside the body.
+const OUTSIDE: (f32, i16) = (0.0, -1);
+
+/// A plane longer than this many times its width is turned a little only.
+const ELONGATED: f64 = 1.5;
+/// A volume's patch longer than this many times its first axis has few, thick slices.
+const THICK: f64 = 3.0;
+
+/// Whether a patch of few thick slices: nnU-Net turns and scales those within the slice, and keeps their number.
+pub(crate) fn turns_in_plane(patch: &[usize]) -> bool {
+    let longest = patch.iter().max().copied().unwrap_or(0);
+    patch.len() == 3 && longest as f64 / patch[0] as f64 > THICK
+}
 
 /// `matrix * (index - centre of the patch) + centre in the image` is where a patch voxel comes from.
 pub(crate) type Matrix<const D: usize> = [[f64; D]; D];
@@ -29,8 +42,7 @@ pub(crate) fn draw_matrix<const D: usize>(
     patch: &[usize; D],
     random: &mut Random,
 ) -> Option<Matrix<D>> {
-    // Few thick slices: nnU-Net turns and scales within the slice only.
-    let in_plane = D == 3 && patch.iter().max().is_some_and(|&m| m > 3 * patch[0]);
+    let in_plane = turns_in_plane(patch);
     let rotation = &augment.rotation;
     let rotate = random.chance(rotation.probability);
     let scale = random.chance(augment.scaling.probability);
@@ -42,12 +54,15 @@ pub(crate) fn draw_matrix<const D: usize>(
         let planes: &[(usize, usize)] = match (D, in_plane) {
             (2, _) => &[(0, 1)],
             (_, true) => &[(1, 2)],
-            _ => &[(1, 2), (0, 2), (0, 1)],
+            // the turn about the first axis comes first of the three
+            _ => &[(0, 1), (0, 2), (1, 2)],
         };
-        let most = if planes.len() == 1 {
-            rotation.max_degrees_2d
-        } else {
-            rotation.max_degrees_3d
+        let [shortest, longest] =
+            [patch.iter().min(), patch.iter().max()].map(|n| n.copied().unwrap_or(1) as f64);
+        let most = match planes.len() {
+            1 if D == 2 && longest / shortest > ELONGATED => rotation.max_degrees_elongated,
+            1 => rotation.max_degrees_2d,
+            _ => rotation.max_degrees_3d,
         };
         for &(a, b) in planes {
             let (sin, cos) = random.within([-most, most]).to_radians().sin_cos();
@@ -139,11 +154,12 @@ pub(crate) fn cut<const D: usize>(source: &Source<D>, start: [isize; D], target:
         for (c, channel) in source.channels.iter().enumerate() {
             target.image[c * voxels..][write.clone()].copy_from_slice(&channel[read.clone()]);
         }
-        for (out, &label) in target.label[write].iter_mut().zip(&source.label[read]) {
-            *out = label.into();
-        }
+        target.label[write].copy_from_slice(&source.label[read]);
     });
 }
+
+/// Columns that are interpolated together.
+const LANES: usize = 16;
 
 /// Fills the patch through an affine map about its centre: images linearly, labels by the greatest linear weight.
 pub(crate) fn resample<const D: usize>(
@@ -152,75 +168,199 @@ pub(crate) fn resample<const D: usize>(
     matrix: &Matrix<D>,
     target: &mut Target<D>,
 ) {
-    let strides = strides(&source.size);
-    let corners = 1usize << D;
-    let mut offsets = [0usize; 8];
-    for (corner, offset) in offsets.iter_mut().enumerate().take(corners) {
-        *offset = (0..D)
-            .filter(|axis| corner >> axis & 1 == 1)
-            .map(|axis| strides[axis])
-            .sum();
-    }
     let middle: [f64; D] = std::array::from_fn(|a| (target.size[a] as f64 - 1.0) / 2.0);
-    let width = target.size[D - 1];
-    let voxels = target.label.len();
     let step: [f32; D] = std::array::from_fn(|a| matrix[a][D - 1] as f32);
-
-    for_rows(&target.size, |index, row| {
+    let size = target.size;
+    for_rows(&size, |index, row| {
         let origin: [f32; D] = std::array::from_fn(|a| {
             let from_rows: f64 = (0..D - 1)
                 .map(|b| matrix[a][b] * (index[b] as f64 - middle[b]))
                 .sum();
             (start[a] as f64 + middle[a] + from_rows - matrix[a][D - 1] * middle[D - 1]) as f32
         });
-        for column in 0..width {
-            let out = row * width + column;
-            let mut low = [0i32; D];
-            let mut fraction = [0f32; D];
-            let (mut inside, mut touching) = (true, true);
-            let mut at = 0isize;
-            for axis in 0..D {
-                let position = origin[axis] + step[axis] * column as f32;
-                // `floor` without a call into the C library, which the portable instruction set would need.
-                let truncated = position as i32;
-                low[axis] = truncated - i32::from(truncated as f32 > position);
-                fraction[axis] = position - low[axis] as f32;
-                let size = source.size[axis] as i32;
-                inside &= low[axis] >= 0 && low[axis] + 1 < size;
-                touching &= low[axis] >= -1 && low[axis] < size;
-                at += low[axis] as isize * strides[axis] as isize;
-            }
-            if inside {
-                let place = |corner: usize| at as usize + offsets[corner];
-                for (c, channel) in source.channels.iter().enumerate() {
-                    target.image[c * voxels + out] =
-                        blend(|corner| channel[place(corner)], &fraction);
-                }
-                target.label[out] =
-                    heaviest(|corner| source.label[place(corner)].into(), &fraction);
-            } else if touching {
-                // Bit `axis` of a corner's number says whether it is the upper one along the axis.
-                let place = |corner: usize| {
-                    let there = (0..D).all(|axis| {
-                        (0..source.size[axis] as i32)
-                            .contains(&(low[axis] + (corner >> axis & 1) as i32))
-                    });
-                    there.then(|| (at + offsets[corner] as isize) as usize)
-                };
-                for (c, channel) in source.channels.iter().enumerate() {
-                    let value = |corner| place(corner).map_or(OUTSIDE.0, |i| channel[i]);
-                    target.image[c * voxels + out] = blend(value, &fraction);
-                }
-                let label = |corner| place(corner).map_or(OUTSIDE.1, |i| source.label[i].into());
-                target.label[out] = heaviest(label, &fraction);
-            } else {
-                for c in 0..source.channels.len() {
-                    target.image[c * voxels + out] = OUTSIDE.0;
-                }
-                target.label[out] = OUTSIDE.1;
+        resample_row(source, &origin, &step, row, target);
+    });
+}
+
+/// Where column `column` of a row lies along an axis.
+#[inline(always)]
+fn position(origin: f32, step: f32, column: usize) -> f32 {
+    origin + step * column as f32
+}
+
+/// The columns of a row, `width` at most, whose corners all lie within the image. Positions rise or fall along a row, so when the first and the
+/// last column are within, all are.
+fn columns_within<const D: usize>(
+    size: &[usize; D],
+    origin: &[f32; D],
+    step: &[f32; D],
+    width: usize,
+) -> std::ops::Range<usize> {
+    let within = |column: usize| {
+        (0..D).all(|a| {
+            let p = position(origin[a], step[a], column);
+            p >= 0.0 && p < size[a] as f32 - 1.0
+        })
+    };
+    let (mut from, mut to) = (0.0f64, width as f64);
+    for a in 0..D {
+        let (o, s, last) = (
+            f64::from(origin[a]),
+            f64::from(step[a]),
+            size[a] as f64 - 1.0,
+        );
+        let ends = [-o / s, (last - o) / s];
+        if s != 0.0 {
+            from = from.max(ends[0].min(ends[1]).floor());
+            to = to.min(ends[0].max(ends[1]).ceil() + 1.0);
+        }
+    }
+    let mut columns = from.max(0.0) as usize..to.max(0.0) as usize;
+    while !columns.is_empty() && !within(columns.start) {
+        columns.start += 1;
+    }
+    while !columns.is_empty() && !within(columns.end - 1) {
+        columns.end -= 1;
+    }
+    columns
+}
+
+wide! {
+    fn resample_row<const D: usize>(source: &Source<D>, origin: &[f32; D], step: &[f32; D], row: usize, target: &mut Target<D>) {
+        let width = target.size[D - 1];
+        let within = columns_within(&source.size, origin, step, width);
+        for column in (0..width).filter(|c| !within.contains(c)) {
+            across_border(source, origin, step, column, row * width + column, target);
+        }
+        let mut first = within.start;
+        while first < within.end {
+            let count = LANES.min(within.end - first);
+            within_image(source, origin, step, first, count, row * width + first, target);
+            first += count;
+        }
+    }
+}
+
+/// `count` columns from `first` on, all of whose corners lie within the image.
+#[inline(always)]
+fn within_image<const D: usize>(
+    source: &Source<D>,
+    origin: &[f32; D],
+    step: &[f32; D],
+    first: usize,
+    count: usize,
+    out: usize,
+    target: &mut Target<D>,
+) {
+    let strides = strides(&source.size);
+    let pairs = 1usize << (D - 1);
+    // a pair of corners are neighbours along the last axis
+    let offsets: [usize; 4] = std::array::from_fn(|pair| {
+        (0..D - 1)
+            .filter(|axis| pair >> axis & 1 == 1)
+            .map(|axis| strides[axis])
+            .sum()
+    });
+    let mut fraction = [[0f32; LANES]; D];
+    let mut low = [[0i32; LANES]; D];
+    for a in 0..D {
+        for lane in 0..LANES {
+            let p = origin[a] + step[a] * (first + lane) as i32 as f32;
+            low[a][lane] = p as i32;
+            fraction[a][lane] = p - low[a][lane] as f32;
+        }
+    }
+    let mut at = [0usize; LANES];
+    for lane in 0..count {
+        at[lane] = (0..D).map(|a| low[a][lane] as usize * strides[a]).sum();
+    }
+    let voxels = target.label.len();
+    let mut values = [[0f32; LANES]; 8];
+    for (c, channel) in source.channels.iter().enumerate() {
+        for lane in 0..count {
+            for pair in 0..pairs {
+                let both = &channel[at[lane] + offsets[pair]..][..2];
+                values[pair][lane] = both[0];
+                values[pair + pairs][lane] = both[1];
             }
         }
-    });
+        for axis in (0..D).rev() {
+            for corner in 0..1usize << axis {
+                for lane in 0..LANES {
+                    let lower = values[corner][lane];
+                    values[corner][lane] =
+                        lower + fraction[axis][lane] * (values[corner | 1 << axis][lane] - lower);
+                }
+            }
+        }
+        target.image[c * voxels + out..][..count].copy_from_slice(&values[0][..count]);
+    }
+    for lane in 0..count {
+        let mut labels = [0i16; 8];
+        let mut different = 0;
+        for pair in 0..pairs {
+            let both = &source.label[at[lane] + offsets[pair]..][..2];
+            labels[pair] = both[0];
+            labels[pair + pairs] = both[1];
+            different |= (both[0] ^ labels[0]) | (both[1] ^ labels[0]);
+        }
+        target.label[out + lane] = match different {
+            0 => labels[0],
+            _ => vote(
+                &labels[..1 << D],
+                &std::array::from_fn::<f32, D, _>(|a| fraction[a][lane]),
+            ),
+        };
+    }
+}
+
+/// A column some of whose corners may lie beyond the image.
+fn across_border<const D: usize>(
+    source: &Source<D>,
+    origin: &[f32; D],
+    step: &[f32; D],
+    column: usize,
+    out: usize,
+    target: &mut Target<D>,
+) {
+    let strides = strides(&source.size);
+    let voxels = target.label.len();
+    let mut low = [0i64; D];
+    let mut fraction = [0f32; D];
+    for a in 0..D {
+        let p = position(origin[a], step[a], column);
+        low[a] = p.floor() as i64;
+        fraction[a] = p - p.floor();
+    }
+    let touching = (0..D).all(|a| low[a] >= -1 && low[a] < source.size[a] as i64);
+    if !touching {
+        for c in 0..source.channels.len() {
+            target.image[c * voxels + out] = OUTSIDE.0;
+        }
+        target.label[out] = OUTSIDE.1;
+        return;
+    }
+    // Bit `axis` of a corner's number says whether it is the upper one along the axis.
+    let place = |corner: usize| {
+        let mut at = 0;
+        for a in 0..D {
+            let index = low[a] + (corner >> a & 1) as i64;
+            if !(0..source.size[a] as i64).contains(&index) {
+                return None;
+            }
+            at += index as usize * strides[a];
+        }
+        Some(at)
+    };
+    for (c, channel) in source.channels.iter().enumerate() {
+        let value = |corner| place(corner).map_or(OUTSIDE.0, |i| channel[i]);
+        target.image[c * voxels + out] = blend(value, &fraction);
+    }
+    let mut labels = [0i16; 8];
+    for (corner, label) in labels.iter_mut().enumerate().take(1 << D) {
+        *label = place(corner).map_or(OUTSIDE.1, |i| source.label[i]);
+    }
+    target.label[out] = vote(&labels[..1 << D], &fraction);
 }
 
 /// Linear interpolation between the 2^D corners: they are halved axis by axis, the highest bit first.
@@ -239,23 +379,8 @@ fn blend<const D: usize>(value: impl Fn(usize) -> f32, fraction: &[f32; D]) -> f
 }
 
 /// The label with the greatest sum of weights; of equals the one met first.
-#[inline(always)]
-fn heaviest<const D: usize>(label: impl Fn(usize) -> i64, fraction: &[f32; D]) -> i64 {
-    let mut labels = [0i64; 8];
-    let mut same = true;
-    for (corner, slot) in labels.iter_mut().enumerate().take(1 << D) {
-        *slot = label(corner);
-    }
-    for corner in 1..1 << D {
-        same &= labels[corner] == labels[0];
-    }
-    if same {
-        return labels[0];
-    }
-    vote(&labels[..1 << D], fraction)
-}
-
-fn vote<const D: usize>(labels: &[i64], fraction: &[f32; D]) -> i64 {
+#[cold]
+fn vote<const D: usize>(labels: &[i16], fraction: &[f32; D]) -> i16 {
     let mut weights = [1f32; 8];
     for (axis, upper) in fraction.iter().enumerate() {
         for (corner, weight) in weights.iter_mut().enumerate().take(1 << D) {
@@ -370,7 +495,7 @@ mod tests {
             for column in 0..5 {
                 let from = column * 5 + (4 - row);
                 assert_eq!(turned[row * 5 + column], image[from]);
-                assert_eq!(labels[row * 5 + column], i64::from(label[from]));
+                assert_eq!(labels[row * 5 + column], label[from]);
             }
         }
     }
@@ -445,6 +570,22 @@ mod tests {
         };
         let m = draw_matrix(&augment, &[8, 64, 64], &mut Random::new(1, 1, 1)).unwrap();
         assert_eq!((m[0], m[1][0], m[2][0]), ([1.0, 0.0, 0.0], 0.0, 0.0));
+    }
+
+    /// nnU-Net turns pictures by up to 180 degrees, those longer than 1.5 times their width by up to 15.
+    #[test]
+    fn elongated_pictures_turn_little() {
+        let mut augment = Augmentation::none();
+        augment.rotation.probability = 1.0;
+        let widest = |patch: [usize; 2]| {
+            let angle = |sample| {
+                let m = draw_matrix(&augment, &patch, &mut Random::new(5, 0, sample)).unwrap();
+                m[0][1].atan2(m[0][0]).to_degrees().abs()
+            };
+            (0..400).map(angle).fold(0.0, f64::max)
+        };
+        assert!((14.0..=15.0).contains(&widest([64, 97])));
+        assert!((175.0..=180.0).contains(&widest([64, 96])));
     }
 
     #[test]
