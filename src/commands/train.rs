@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use tch::Device;
 use vision_mamba_datasets::{
-    fold, probabilities, split, write_labels, Augmentation, Configuration, DataError, Dataset, Fold,
-    FoldChoice, Folds, Plan, Planner, Split,
+    fold, probabilities, split, write_labels, Augmentation, Configuration, DataError, Dataset,
+    Fold, FoldChoice, Folds, Plan, Planner, Split,
 };
 use vision_mamba_models::weights::{import, load_strict, Checkpoint};
 use vision_mamba_models::{build, preset, Built, ModelError, NetworkSpec, Task};
