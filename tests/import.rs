@@ -227,13 +227,8 @@ fn what_is_there_is_kept_until_its_source_changes() {
         text(&dir.path().join("more")),
     ])
     .expect_success();
-    let onto = [
-        "weights",
-        "import",
-        text(&other.join(ENSEMBLE)),
-        "-o",
-        text(&runs),
-    ];
+    let other = other.join(ENSEMBLE);
+    let onto = ["weights", "import", text(&other), "-o", text(&runs)];
     run(&onto).expect_failure(1, &["2 of 2", "--force"]);
 }
 
