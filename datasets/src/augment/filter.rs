@@ -86,15 +86,12 @@ fn coarse_taps(n: usize, scale: f64) -> Vec<Tap> {
     (0..n).map(tap).collect()
 }
 
+/// Makes rows of a strip and its margins: strip, rows to make, columns.
+type Filter<'a> = dyn FnMut(&[f32], &mut [f32], usize) + 'a;
+
 /// Gives strips of the array, lines of `n + 2 radius` rows by some columns, and takes back `n` rows. The last axis is handed over one line a
 /// strip, transposed by nothing: rows are single values then.
-fn along(
-    values: &mut [f32],
-    size: &[usize],
-    axis: usize,
-    radius: usize,
-    filter: &mut dyn FnMut(&[f32], &mut [f32], usize),
-) {
+fn along(values: &mut [f32], size: &[usize], axis: usize, radius: usize, filter: &mut Filter) {
     let n = size[axis];
     let inner: usize = size[axis + 1..].iter().product();
     let mut strip = vec![0f32; (n + 2 * radius) * STRIP.min(inner)];

@@ -200,7 +200,7 @@ fn cases(root: &Path, split: Split, survey: &mut Survey) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn other_ending(path: &PathBuf, found: &str, expected: &str, survey: &mut Survey) {
+fn other_ending(path: &Path, found: &str, expected: &str, survey: &mut Survey) {
     survey.error(
         Kind::MixedEndings,
         path,
