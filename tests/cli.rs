@@ -7,7 +7,15 @@ use util::{run, Outcome};
 #[test]
 fn help_names_every_command_and_exits_zero() {
     let help: Outcome = run(&["--help"]).expect_success();
-    for command in ["info", "models", "plan", "train", "predict", "evaluate"] {
+    for command in [
+        "info",
+        "models",
+        "plan",
+        "train",
+        "predict",
+        "find-best",
+        "evaluate",
+    ] {
         assert!(
             help.stdout.contains(&format!("\n  {command} ")),
             "{command} is not in:\n{}",
@@ -17,6 +25,7 @@ fn help_names_every_command_and_exits_zero() {
     for path in [
         &["train", "--help"][..],
         &["predict", "--help"],
+        &["find-best", "--help"],
         &["evaluate", "segmentation", "--help"],
         &["evaluate", "restoration", "--help"],
         &["models", "show", "--help"],

@@ -36,8 +36,10 @@ pub use loader::Prefetch;
 pub use plan::{Architecture, Configuration, Plan, UNetArguments};
 pub use planner::Planner;
 pub use preprocess::{
-    prepare_case, restore, Decision, Intensity, Normalisation, PreparedCase, Restored, SourceGrid,
+    prepare_case, restore, Column, Decision, Intensity, Normalisation, PreparedCase, Restored,
+    Restoring, SourceGrid,
 };
+pub use probabilities::Probabilities;
 pub use sampler::{draw_batch, Batch, PatchSettings, TrainingCase};
 pub use split::{fold, Fold, FoldChoice, Folds};
 pub use zoom::{zoom, ZoomOrder};

@@ -1,15 +1,93 @@
-//! Class probabilities in nnU-Net's form: an `.npz` with `probabilities`, float32, (C, Z, Y, X) on the image's grid.
+//! Class probabilities on the grid of a file: an array (C, Z, Y, X) of float32 that may be larger than memory, and nnU-Net's form of it, an `.npz`
+//! with `probabilities`.
 
-use std::io::Cursor;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array4, Ix4, OwnedRepr};
-use ndarray_npy::{NpzReader, NpzWriter};
+use ndarray::{Array4, ArrayView4, ArrayViewMut4, Ix4, OwnedRepr};
+use ndarray_npy::NpzReader;
+use zip::write::FileOptions;
 
 use crate::io::atomically;
 use crate::{DataError, Result};
 
 const KEY: &str = "probabilities";
+
+/// Arrays above this size lie in a temporary file.
+const IN_MEMORY: usize = 1 << 30;
+
+/// Probabilities (C, Z, Y, X); for a 2-D file (C, 1, Y, X). Large ones lie in a temporary file without a name, mapped into memory, which the
+/// system writes out and reads back as memory is needed.
+pub struct Probabilities {
+    shape: [usize; 4],
+    store: Store,
+}
+
+enum Store {
+    Memory(Vec<f32>),
+    File(memmap2::MmapMut),
+}
+
+impl std::fmt::Debug for Probabilities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Probabilities of shape {:?}", self.shape)
+    }
+}
+
+impl Probabilities {
+    /// All zero. A large array goes to a temporary file in `folder`.
+    pub fn zeros(shape: [usize; 4], folder: &Path) -> Result<Self> {
+        Self::zeros_above(shape, folder, IN_MEMORY)
+    }
+
+    fn zeros_above(shape: [usize; 4], folder: &Path, in_memory: usize) -> Result<Self> {
+        let n: usize = shape.iter().product();
+        let store = match n * size_of::<f32>() <= in_memory {
+            true => Store::Memory(vec![0.0; n]),
+            false => Store::File(
+                map(n * size_of::<f32>(), folder).map_err(|e| DataError::writing(folder, e))?,
+            ),
+        };
+        Ok(Self { shape, store })
+    }
+
+    fn values(&self) -> &[f32] {
+        match &self.store {
+            Store::Memory(values) => values,
+            Store::File(bytes) => bytemuck::cast_slice(bytes),
+        }
+    }
+
+    /// Number of classes and size of the grid.
+    pub fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
+    /// The array.
+    pub fn view(&self) -> ArrayView4<'_, f32> {
+        // the list is as long as the shape says
+        ArrayView4::from_shape(self.shape, self.values()).unwrap_or_else(|_| unreachable!())
+    }
+
+    /// The array, to be changed.
+    pub fn view_mut(&mut self) -> ArrayViewMut4<'_, f32> {
+        let values: &mut [f32] = match &mut self.store {
+            Store::Memory(values) => values,
+            Store::File(bytes) => bytemuck::cast_slice_mut(bytes),
+        };
+        ArrayViewMut4::from_shape(self.shape, values).unwrap_or_else(|_| unreachable!())
+    }
+}
+
+/// A file of zeros without a name. The zeros are written, not left as a hole, so that a full disk is an error here and not a signal later.
+#[allow(unsafe_code)]
+fn map(bytes: usize, folder: &Path) -> std::io::Result<memmap2::MmapMut> {
+    let mut file = tempfile::tempfile_in(folder)?;
+    let copied = std::io::copy(&mut std::io::repeat(0).take(bytes as u64), &mut file)?;
+    debug_assert_eq!(copied, bytes as u64);
+    // SAFETY: the file has no name, so nobody else can change or shorten it.
+    unsafe { memmap2::MmapMut::map_mut(&file) }
+}
 
 /// Where the probabilities of a label map's case lie: `CASE.npz` beside `CASE.nii.gz`.
 pub fn beside(label_map: &Path) -> PathBuf {
@@ -19,19 +97,54 @@ pub fn beside(label_map: &Path) -> PathBuf {
     label_map.with_file_name(format!("{stem}.npz"))
 }
 
-/// Writes probabilities, compressed, whole or not at all.
-pub fn write(path: &Path, values: &Array4<f32>) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| DataError::Case {
-        case: path.display().to_string(),
-        problem: format!("cannot be put into an npz: {e}"),
+/// From here on an archive's entry needs the 64-bit form of its sizes.
+const LARGE: u64 = 0xC000_0000;
+
+/// Writes probabilities, compressed, whole or not at all. What is compressed waits in a temporary file beside it, not in memory.
+pub fn write(path: &Path, probabilities: &Probabilities) -> Result<()> {
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let failed = |e: std::io::Error| DataError::writing(path, e);
+    let pack = || -> std::io::Result<std::fs::File> {
+        let values = probabilities.values();
+        let large = size_of_val(values) as u64 > LARGE;
+        let options = FileOptions::default().large_file(large);
+        let mut archive = zip::ZipWriter::new(tempfile::tempfile_in(folder)?);
+        archive.start_file(format!("{KEY}.npy"), options)?;
+        archive.write_all(&header(probabilities.shape))?;
+        // little-endian whatever the machine
+        let mut bytes = Vec::new();
+        for part in values.chunks(1 << 16) {
+            bytes.clear();
+            bytes.extend(part.iter().flat_map(|v| v.to_le_bytes()));
+            archive.write_all(&bytes)?;
+        }
+        let mut file = archive.finish()?;
+        file.seek(SeekFrom::Start(0))?;
+        Ok(file)
     };
-    let mut archive = NpzWriter::new_compressed(Cursor::new(Vec::new()));
-    archive.add_array(KEY, values).map_err(|e| failed(&e))?;
-    let bytes = archive.finish().map_err(|e| failed(&e))?.into_inner();
-    atomically(path, |out| out.write_all(&bytes))
+    let mut packed = pack().map_err(failed)?;
+    atomically(path, |out| std::io::copy(&mut packed, out).map(|_| ()))
 }
 
-/// Reads what [`write`] or nnU-Net wrote.
+/// The head of an `.npy` file, version 1.0: padded with spaces so that the values begin at a multiple of 64.
+fn header([c, z, y, x]: [usize; 4]) -> Vec<u8> {
+    let mut text =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({c}, {z}, {y}, {x}), }}");
+    let fixed = 10;
+    while (fixed + text.len() + 1) % 64 != 0 {
+        text.push(' ');
+    }
+    text.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((text.len() as u16).to_le_bytes());
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
+/// Reads what [`write`] or nnU-Net wrote, into memory.
 pub fn read(path: &Path) -> Result<Array4<f32>> {
     let file = std::fs::File::open(path).map_err(|e| DataError::reading(path, e))?;
     let damaged =
@@ -48,14 +161,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_and_back() {
+    fn there_and_back_from_memory_and_from_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = beside(&folder.path().join("case.a.nii.gz"));
         assert!(path.ends_with("case.a.npz"));
         let values = Array4::from_shape_fn((2, 3, 4, 5), |(c, z, y, x)| (c + z * y + x) as f32);
-        write(&path, &values).unwrap();
-        assert_eq!(read(&path).unwrap(), values);
+        for in_memory in [0, IN_MEMORY] {
+            let mut ours =
+                Probabilities::zeros_above([2, 3, 4, 5], folder.path(), in_memory).unwrap();
+            assert!(ours.view().iter().all(|v| *v == 0.0));
+            ours.view_mut().assign(&values);
+            assert_eq!(ours.view(), values);
+            write(&path, &ours).unwrap();
+            assert_eq!(read(&path).unwrap(), values);
+        }
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 1, "no temporary file is left");
         std::fs::write(&path, b"no archive").unwrap();
         assert!(read(&path).is_err());
+        let nowhere = folder.path().join("no/such");
+        assert!(Probabilities::zeros_above([2, 3, 4, 5], &nowhere, 0).is_err());
     }
 }

@@ -386,7 +386,7 @@ fn regions_are_read_and_painted_in_their_order() {
     // (K, Z, Y, X): both regions, the outer alone, neither
     let probabilities =
         ndarray::Array4::from_shape_vec((2, 1, 1, 3), vec![0.9, 0.8, 0.2, 0.7, 0.1, 0.3]).unwrap();
-    let labels = info.decision().labels_of(probabilities.view());
+    let labels = info.decision().labels_of_mean(&[probabilities.view()]);
     assert_eq!(labels.iter().copied().collect::<Vec<_>>(), [1, 2, 0]);
 
     let error = write(

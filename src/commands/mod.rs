@@ -5,6 +5,7 @@ pub mod evaluate;
 pub mod evaluate_protocol;
 pub mod evaluate_restoration;
 pub mod export;
+pub mod find_best;
 pub mod import_results;
 pub mod info;
 pub mod models;

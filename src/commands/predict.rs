@@ -2,20 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
-use vision_mamba_datasets::{images_in, load_channels, probabilities, write_labels, InputCase};
+use anyhow::{bail, Result};
 
-use super::train::label_ending;
-use crate::cli::args::{Global, PredictArgs};
+use super::find_best::Best;
+use crate::cli::args::{CheckpointChoice, Global, PredictArgs};
 use crate::cli::exit::{Interrupted, Misuse};
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
 use crate::engine::run_folder::{write_json, RunFolder};
-use crate::inference::volume::{segment, Member, PredictOptions};
+use crate::inference::ensemble::Ensemble;
+use crate::inference::input;
+use crate::inference::member::{check_alike, run_folders, Member};
+use crate::inference::pipeline::{check_writable, Pipeline, Work};
+use crate::inference::postprocess::Postprocessing;
+use crate::inference::volume::PredictOptions;
 use crate::runtime::{self, StopFlag};
-
-/// Formats that label maps can be written in.
-const LABEL_ENDINGS: [&str; 3] = [".png", ".nii", ".nii.gz"];
 
 /// Predicts every case; a case that fails is named, the rest is done, and the command fails at the end.
 pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()> {
@@ -31,136 +32,152 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
             args.input.display()
         )));
     }
+    let Chosen {
+        runs,
+        checkpoint,
+        post,
+    } = choose(args)?;
     let device = global.device.resolve()?;
     runtime::prepare(global.threads, printer);
-    let members = args
-        .runs
-        .iter()
-        .map(|run| Member::load(run, args.checkpoint, device))
-        .collect::<Result<Vec<_>>>()?;
-    let first = members.first().context("no --run was given")?;
-    for (member, run) in members.iter().zip(&args.runs) {
-        if member.info.labels != first.info.labels
-            || member.info.regions != first.info.regions
-            || member.info.channel_names != first.info.channel_names
-        {
-            return Err(Misuse::error(format!(
-                "{} was trained with other labels or channels than {}; an ensemble needs the same",
-                run.display(),
-                args.runs[0].display()
-            )));
-        }
+    // what can be wrong with the files is found before the networks are loaded
+    let first = RunFolder::open(&runs[0])?;
+    let info = vision_mamba_datasets::DatasetJson::read(&first.dataset())?;
+    let inputs = input::find(&args.input, &info.file_ending, info.channel_names.len())?;
+    let to_file = inputs.single && !args.output.is_dir() && !names_folder(args);
+    if to_file {
+        input::check_label_file(&args.output)?;
     }
-    let cases = images_in(
-        &args.input,
-        &first.info.file_ending,
-        first.info.channel_names.len(),
-    )?;
-    let single_file = args.input.is_file();
-    if single_file && !args.output.is_dir() {
-        let name = args.output.to_string_lossy();
-        if !LABEL_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
-            return Err(Misuse::error(format!(
-                "-o {name}: label maps are written as {}; give a file with one of these endings or a folder",
-                LABEL_ENDINGS.join(", ")
-            )));
-        }
-    }
-    let targets: Vec<PathBuf> = cases
-        .iter()
-        .map(|case| target(args, single_file, &case.id, &first.info.file_ending))
-        .collect();
-    let folder = if single_file && !args.output.is_dir() {
-        args.output.parent()
-    } else {
-        Some(args.output.as_path())
+    let folder = match to_file {
+        true => parent(&args.output),
+        false => args.output.clone(),
     };
-    if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the output folder {}", folder.display()))?;
-    }
+    check_writable(&folder)?;
 
-    let stop = StopFlag::listen("case", printer)?;
+    let mut members = runs
+        .iter()
+        .map(|run| Member::load(run, checkpoint, device))
+        .collect::<Result<Vec<_>>>()?;
+    check_alike(&members, &runs)?;
+    if let Some(axes) = &args.mirror {
+        for member in &mut members {
+            member.mirror_along(axes.clone())?;
+        }
+    }
+    let all: Vec<Work> = inputs
+        .cases
+        .into_iter()
+        .map(|case| Work {
+            target: match to_file {
+                true => args.output.clone(),
+                false => folder.join(format!("{}{}", case.id, inputs.label_ending)),
+            },
+            case,
+        })
+        .collect();
+    let total = all.len();
+    let work: Vec<Work> = all
+        .into_iter()
+        .filter(|w| !(args.skip_existing && w.target.is_file()))
+        .collect();
+
+    let stop = StopFlag::listen("window", printer)?;
     let options = PredictOptions {
         tile_step: args.tile_step,
         mirroring: !args.no_mirroring,
         probabilities: args.save_probabilities,
     };
-    let mut bar = Progress::new(printer, "predicting", cases.len() as u64);
+    let ensemble = Ensemble::new(&members)?;
+    let pipeline = Pipeline {
+        ensemble: &ensemble,
+        channels: info.channel_names.clone(),
+        options: &options,
+        post: &post,
+        folder: &folder,
+        stop: &stop,
+        on_case: &|id, bytes| {
+            printer.detail(&format!(
+                "{id}: about {:.1} GB beside the networks and the next case",
+                bytes as f64 / 1e9
+            ));
+        },
+    };
+    let mut bar = Progress::new(printer, "predicting", total as u64);
+    bar.start_at((total - work.len()) as u64);
     let mut failures = Vec::new();
-    for (case, target) in cases.iter().zip(&targets) {
-        if !(args.skip_existing && target.is_file()) {
-            let outcome = predict_case(case, target, &members, &options, &stop);
-            match outcome {
-                Ok(()) => {}
-                Err(error) if error.is::<Interrupted>() => {
-                    bar.finish();
-                    printer.message(
-                        "stopped; run the same command with --skip-existing to do the rest",
-                    );
-                    return Err(error);
-                }
-                Err(error) => {
-                    let text = format!("{}: {error:#}", case.id);
-                    if cases.len() > 1 {
-                        bar.line(&format!("warning: {text}"));
-                    }
-                    failures.push(text);
-                }
+    let mut report = |work: &Work, outcome: &Result<()>| {
+        if let Err(error) = outcome {
+            let text = format!("{}: {error:#}", work.case.id);
+            if total > 1 {
+                bar.line(&format!("warning: {text}"));
             }
+            failures.push(text);
         }
-        bar.step(|| case.id.clone());
-    }
+        bar.step(|| work.case.id.clone());
+    };
+    let outcome = match args.one_by_one {
+        false => pipeline.run(&work, &mut report),
+        true => work
+            .chunks(1)
+            .try_for_each(|one| pipeline.run(one, &mut report)),
+    };
     bar.finish();
-    if !single_file || args.output.is_dir() {
-        let run = RunFolder::open(&args.runs[0])?;
-        if run.dataset().is_file() {
-            let info: serde_json::Value = RunFolder::read_json(&run.dataset())?;
-            write_json(&args.output.join("dataset.json"), &info)?;
+    if let Err(error) = outcome {
+        if error.is::<Interrupted>() {
+            printer.message("stopped; run the same command with --skip-existing to do the rest");
         }
+        return Err(error);
+    }
+    if !to_file {
+        let info: serde_json::Value = RunFolder::read_json(&first.dataset())?;
+        write_json(&folder.join("dataset.json"), &info)?;
     }
     if let Some(first) = failures.first() {
-        bail!(
-            "{} of {} case(s) failed: {first}",
-            failures.len(),
-            cases.len()
-        );
+        bail!("{} of {total} case(s) failed: {first}", failures.len());
     }
     printer.message(&format!(
-        "{} label map(s) written to {}",
-        cases.len(),
+        "{total} label map(s) written to {}",
         args.output.display()
     ));
     Ok(())
 }
 
-fn predict_case(
-    case: &InputCase,
-    target: &Path,
-    members: &[Member],
-    options: &PredictOptions,
-    stop: &StopFlag,
-) -> Result<()> {
-    let image = load_channels(case, channel_names(members))?;
-    let prediction = segment(members, &image, options, &mut || match stop.is_set() {
-        true => Err(Interrupted.into()),
-        false => Ok(()),
-    })?;
-    if let Some(values) = &prediction.probabilities {
-        probabilities::write(&probabilities::beside(target), values)?;
-    }
-    write_labels(target, &prediction.labels)?;
-    Ok(())
+/// Which runs predict, and what becomes of their label maps.
+struct Chosen {
+    runs: Vec<PathBuf>,
+    checkpoint: Option<CheckpointChoice>,
+    post: Postprocessing,
 }
 
-fn channel_names(members: &[Member]) -> &[String] {
-    members.first().map_or(&[], |m| &m.info.channel_names)
+fn choose(args: &PredictArgs) -> Result<Chosen> {
+    if let Some(file) = &args.best {
+        let best = Best::read(file)?;
+        return Ok(Chosen {
+            runs: best.runs(file),
+            checkpoint: best.checkpoint,
+            post: best.postprocessing,
+        });
+    }
+    let runs = run_folders(&args.runs)?;
+    if runs.is_empty() {
+        return Err(Misuse::error("no --run was given"));
+    }
+    let post = match &args.postprocess {
+        Some(file) => Best::read(file)?.postprocessing,
+        None => Postprocessing::default(),
+    };
+    Ok(Chosen {
+        runs,
+        checkpoint: args.checkpoint,
+        post,
+    })
 }
 
-fn target(args: &PredictArgs, single_file: bool, id: &str, ending: &str) -> PathBuf {
-    if single_file && !args.output.is_dir() {
-        args.output.clone()
-    } else {
-        args.output.join(format!("{id}{}", label_ending(ending)))
-    }
+/// Whether the output of a folder that is one case (a DICOM series) is a folder too: it has no ending of a label map.
+fn names_folder(args: &PredictArgs) -> bool {
+    args.input.is_dir() && input::check_label_file(&args.output).is_err()
+}
+
+fn parent(file: &Path) -> PathBuf {
+    let parent = file.parent().filter(|p| !p.as_os_str().is_empty());
+    parent.unwrap_or(Path::new(".")).to_path_buf()
 }

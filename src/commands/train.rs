@@ -26,6 +26,7 @@ use crate::engine::optimizer::OptimizerConfig;
 use crate::engine::run_folder::{write_json, RunFolder};
 use crate::engine::schedule::{poly_power, Schedule};
 use crate::engine::train::Trainer;
+use crate::inference::input::label_ending;
 use crate::inference::volume::{segment, Member, PredictOptions};
 use crate::losses::DiceOver;
 use crate::metrics::overlap::counts;
@@ -475,15 +476,6 @@ fn training_config(
         validation_steps: args.validation_steps,
         save_every: args.save_every,
     })
-}
-
-/// The ending of label maps for images of an ending: lossy and foreign ones are replaced.
-pub fn label_ending(ending: &str) -> String {
-    match ending {
-        ".jpg" | ".jpeg" | ".bmp" => ".png".to_owned(),
-        ".h5" | ".hdf5" | ".npz" | ".npy" | ".dcm" => ".nii.gz".to_owned(),
-        other => other.to_owned(),
-    }
 }
 
 /// Predicts every validation case whole, writes label maps, overlays and `summary.json`, and prints the table.

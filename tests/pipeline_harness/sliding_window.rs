@@ -5,8 +5,8 @@ use std::path::Path;
 use ndarray::{Array3, Array4, Axis, Ix4};
 use serde_json::Value;
 use tch::{Device, Tensor};
-use vision_mamba::inference::sliding_window::WindowOptions;
-use vision_mamba::inference::volume::{scores, tensor_of};
+use vision_mamba::inference::ensemble::tensor_of;
+use vision_mamba::inference::sliding_window::{scores, Voice, WindowOptions};
 use vision_mamba_datasets::preprocess::labels_as_volume;
 use vision_mamba_datasets::{
     prepare_case, read_labels, restore, write_labels, Dataset, Decision, Plan, Split,
@@ -60,7 +60,6 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
     let mirror_axes: Option<Vec<usize>> = serde_json::from_value(told["mirror_axes"].clone())?;
     let window = WindowOptions {
         step: told["tile_step_size"].as_f64().ok_or("no tile_step_size")?,
-        mirror_axes: mirror_axes.unwrap_or_default(),
         device: Device::Cpu,
         tile,
     };
@@ -84,7 +83,11 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
         Ok(convolve(&hidden, &layers[1]))
     };
     let mut windows = 0;
-    let logits = scores(&input, &window, &network, &mut || {
+    let voice = Voice {
+        network: Box::new(network),
+        mirror_axes: mirror_axes.unwrap_or_default(),
+    };
+    let logits = scores(&input, &window, voice, &mut || {
         windows += 1;
         Ok(())
     })?;
@@ -104,14 +107,15 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
     );
 
     // from the stored logits to the file
+    let dir = tempfile::tempdir()?;
     let stored: Array4<f32> = arrays.of::<_, Ix4>("logits_f32")?;
     let restored = restore(
         stored.view(),
         &case.source,
         configuration,
         &Decision::Classes,
-        true,
-    );
+        Some(dir.path()),
+    )?;
     let labels: Array3<i16> = labels_as_volume(&restored.labels)?;
     let theirs = arrays.get("segmentation_from_f32_logits")?;
     compare(
@@ -123,17 +127,23 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
     );
     // the reference's probabilities are of its half-precision logits: where those say the same, so do the probabilities
     if let (Some(theirs), Some(ours)) = (arrays.find("probabilities"), &restored.probabilities) {
-        worst.same("probabilities", &ours.shape(), &theirs.shape());
+        worst.same("probabilities", &ours.view().shape(), &theirs.shape());
         let half: Array4<f32> = arrays.of::<_, Ix4>("logits_fp16_peer")?;
         let from_half = restore(
             half.view(),
             &case.source,
             configuration,
             &Decision::Classes,
-            true,
-        );
+            Some(dir.path()),
+        )?;
         let ours = from_half.probabilities.ok_or("no probabilities")?;
-        compare(&mut worst, "probabilities", &ours, theirs, PROBABILITIES);
+        compare(
+            &mut worst,
+            "probabilities",
+            &ours.view().to_owned(),
+            theirs,
+            PROBABILITIES,
+        );
         let segmentation = labels_as_volume(&from_half.labels)?;
         let theirs = arrays.get("segmentation")?;
         let differ = segmentation
@@ -148,7 +158,6 @@ fn one(folder: &Path, name: &str) -> Fallible<String> {
         }
     }
     // written and read again: the same labels in the same place as the reference's file
-    let dir = tempfile::tempdir()?;
     let ending = &dataset.info.file_ending;
     let path = dir.path().join(format!("{id}{ending}"));
     write_labels(&path, &restored.labels)?;

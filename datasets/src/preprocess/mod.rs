@@ -12,7 +12,7 @@ use crate::{Configuration, DataError, Geometry, Image, LabelMap, Plan, Result};
 pub use crop::{crop_to_body, Bounds};
 pub use normalise::{normalise_channel, Intensity, Normalisation};
 pub use resample::{new_size, resample_image, resample_labels, LabelRule, Regrid, Resampling};
-pub use restore::{restore, Decision, Restored};
+pub use restore::{restore, Column, Decision, Restored, Restoring};
 
 /// Spacing across the one slice of a picture without geometry.
 pub const PICTURE_THICKNESS: f64 = 999.0;
