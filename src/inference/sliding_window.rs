@@ -54,10 +54,13 @@ pub fn importance(tile: &[i64]) -> Tensor {
     map.maximum(&smallest)
 }
 
+/// A function from (1, C, spatial…) to (1, K, spatial…).
+pub type Network<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
+
 /// A network and the axes its input is mirrored along.
 pub struct Voice<'a> {
-    /// (1, C, spatial…) to (1, K, spatial…) in memory of its own, for it is written to.
-    pub network: Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>,
+    /// Its scores are in memory of their own, for they are written to.
+    pub network: Network<'a>,
     /// Spatial axes of the window that are averaged over; empty for none.
     pub mirror_axes: Vec<usize>,
 }
@@ -401,8 +404,8 @@ mod tests {
             }
         }
         let mut out = sum / total;
-        for axis in 0..3 {
-            out = out.narrow(axis as i64 + 1, before[axis], volume.size()[axis + 1]);
+        for (axis, &start) in before.iter().enumerate() {
+            out = out.narrow(axis as i64 + 1, start, volume.size()[axis + 1]);
         }
         out
     }
