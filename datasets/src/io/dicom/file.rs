@@ -18,6 +18,8 @@ enum Packing {
     Plain,
     Runs,
     Jpeg,
+    JpegLs,
+    Jpeg2000,
 }
 
 const IMPLICIT: Encoding = Encoding {
@@ -46,6 +48,11 @@ const SYNTAXES: &[(&str, Encoding, Packing)] = &[
     ("1.2.840.10008.1.2.4.51", EXPLICIT, Packing::Jpeg),
     ("1.2.840.10008.1.2.4.57", EXPLICIT, Packing::Jpeg),
     ("1.2.840.10008.1.2.4.70", EXPLICIT, Packing::Jpeg),
+    // JPEG-LS without and with a tolerance, JPEG 2000 without and with loss.
+    ("1.2.840.10008.1.2.4.80", EXPLICIT, Packing::JpegLs),
+    ("1.2.840.10008.1.2.4.81", EXPLICIT, Packing::JpegLs),
+    ("1.2.840.10008.1.2.4.90", EXPLICIT, Packing::Jpeg2000),
+    ("1.2.840.10008.1.2.4.91", EXPLICIT, Packing::Jpeg2000),
 ];
 
 /// A file with its bytes.
@@ -54,10 +61,14 @@ pub(super) struct DicomFile {
     elements: Elements,
     encoding: Encoding,
     packing: Packing,
+    /// The colour space by name.
+    colour: String,
     pub(super) layout: Layout,
     pub(super) frames: usize,
     /// Names the series.
     pub(super) series: String,
+    /// What a person calls it.
+    pub(super) description: String,
     pub(super) number: i64,
 }
 
@@ -121,7 +132,12 @@ impl DicomFile {
         let mut colour = text(&bytes, &elements, 0x0028_0004).unwrap_or_default();
         colour = colour.chars().take(16).collect();
         let plain = matches!(colour.as_str(), "MONOCHROME1" | "MONOCHROME2" | "RGB" | "");
-        let decoded = packing == Packing::Jpeg && colour.starts_with("YBR");
+        // The decoders turn these into RGB.
+        let decoded = match packing {
+            Packing::Jpeg => colour.starts_with("YBR"),
+            Packing::Jpeg2000 => matches!(colour.as_str(), "YBR_RCT" | "YBR_ICT"),
+            _ => false,
+        };
         if !plain && !decoded {
             return Err(DataError::NotSupported {
                 path: path.into(),
@@ -132,10 +148,17 @@ impl DicomFile {
         let frames = text(&bytes, &elements, 0x0028_0008)
             .and_then(|t| t.parse().ok())
             .unwrap_or(1);
+        // Neither kind of name may be longer than 64 letters.
+        let name = |tag| -> String {
+            let text = text(&bytes, &elements, tag).unwrap_or_default();
+            text.chars().take(64).collect()
+        };
         let file = Self {
             frames,
             layout,
-            series: text(&bytes, &elements, 0x0020_000e).unwrap_or_default(),
+            colour,
+            series: name(0x0020_000e),
+            description: name(0x0008_103e),
             number: text(&bytes, &elements, 0x0020_0013)
                 .and_then(|t| t.parse().ok())
                 .unwrap_or(0),
@@ -208,14 +231,22 @@ impl DicomFile {
                 self.layout
                     .numbers(bytes, self.encoding.big_endian, self.layout.planar)
             }
-            (Some(Value::Fragments(fragments)), Packing::Runs) => {
-                let bytes = self.layout.unpack_runs(&self.packed(fragments, frame)?)?;
-                self.layout.numbers(&bytes, false, true)
-            }
-            (Some(Value::Fragments(fragments)), Packing::Jpeg) => {
-                let bytes = self.layout.unpack_jpeg(&self.packed(fragments, frame)?)?;
-                self.layout
-                    .numbers(&bytes, cfg!(target_endian = "big"), false)
+            (Some(Value::Fragments(fragments)), packing) if packing != Packing::Plain => {
+                let packed = self.packed(fragments, frame)?;
+                let layout = &self.layout;
+                match packing {
+                    Packing::Runs => layout.numbers(&layout.unpack_runs(&packed)?, false, true),
+                    Packing::JpegLs => {
+                        layout.numbers(&layout.unpack_jpegls(&packed)?, false, false)
+                    }
+                    Packing::Jpeg2000 => {
+                        layout.numbers(&layout.unpack_jpeg2000(&packed)?, false, false)
+                    }
+                    _ => {
+                        let bytes = layout.unpack_jpeg(&packed, self.colour == "RGB")?;
+                        layout.numbers(&bytes, cfg!(target_endian = "big"), false)
+                    }
+                }
             }
             _ => return Err("its pixels are not packed as the transfer syntax says".into()),
         };

@@ -5,9 +5,12 @@
 //! slices missing are refused. The pixels are the stored ones after the rescaling of each slice; display windows and inverted grey stay out.
 
 mod file;
+mod jpeg2000;
+mod jpegls;
 mod parse;
 mod pixels;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, Axis, IxDyn};
@@ -66,12 +69,49 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// What a folder of several series is told apart by, for the message: up to a few of them.
+fn several(path: &Path, found: &BTreeMap<String, (String, usize, PathBuf)>) -> DataError {
+    const MOST: usize = 6;
+    let name = |(id, (description, files, first)): (&String, &(String, usize, PathBuf))| {
+        let description = match description.as_str() {
+            "" => String::new(),
+            text => format!("`{text}`, "),
+        };
+        let first = first.file_name().unwrap_or_default().to_string_lossy();
+        format!("{id} ({description}{files} files, the first is {first})")
+    };
+    let mut names: Vec<String> = found.iter().take(MOST).map(name).collect();
+    if found.len() > MOST {
+        names.push(format!("{} more", found.len() - MOST));
+    }
+    let printable = |c: char| if c.is_control() { '?' } else { c };
+    DataError::NotSupported {
+        path: path.into(),
+        what: format!(
+            "a folder of {} DICOM series, {},",
+            found.len(),
+            names.join("; ").chars().map(printable).collect::<String>()
+        ),
+        remedy: "give each series a folder of its own".into(),
+    }
+}
+
 fn series(path: &Path) -> Result<Series> {
-    let mut found: Option<(Series, String, PathBuf)> = None;
+    // Number of files, the first of them and the description of each series, by its name.
+    let mut all: BTreeMap<String, (String, usize, PathBuf)> = BTreeMap::new();
+    let mut found: Option<(Series, PathBuf)> = None;
     for file_path in files(path)? {
         let Some(file) = DicomFile::open(&file_path)? else {
             continue;
         };
+        let entry = all
+            .entry(file.series.clone())
+            .or_insert_with(|| (file.description.clone(), 0, file_path.clone()));
+        entry.1 += 1;
+        if all.len() > 1 {
+            // Only to be counted.
+            continue;
+        }
         let slices = (0..file.frames).map(|frame| Slice {
             path: file_path.clone(),
             frame,
@@ -79,26 +119,15 @@ fn series(path: &Path) -> Result<Series> {
             place: file.place(frame),
         });
         let layout = &file.layout;
-        let (series, name, first) = found.get_or_insert_with(|| {
+        let (series, first) = found.get_or_insert_with(|| {
             let series = Series {
                 slices: Vec::new(),
                 channels: layout.samples,
                 rows: layout.rows,
                 columns: layout.columns,
             };
-            (series, file.series.clone(), file_path.clone())
+            (series, file_path.clone())
         });
-        if *name != file.series {
-            return Err(DataError::NotSupported {
-                path: path.into(),
-                what: format!(
-                    "a folder of several DICOM series ({} and {} are of two)",
-                    first.display(),
-                    file_path.display()
-                ),
-                remedy: "give each series a folder of its own".into(),
-            });
-        }
         if (series.rows, series.columns) != (layout.rows, layout.columns) {
             return Err(DataError::SizesDiffer {
                 path: file_path,
@@ -116,8 +145,11 @@ fn series(path: &Path) -> Result<Series> {
         }
         series.slices.extend(slices);
     }
+    if all.len() > 1 {
+        return Err(several(path, &all));
+    }
     match found {
-        Some((mut series, _, _)) => {
+        Some((mut series, _)) => {
             sort(&mut series.slices);
             Ok(series)
         }

@@ -1,5 +1,7 @@
-//! The stored numbers of a DICOM frame, out of plain, run-length or JPEG pixels.
+//! The stored numbers of a DICOM frame, out of plain, run-length, JPEG, JPEG-LS or JPEG 2000 pixels.
 
+use super::jpegls::Shape;
+use super::{jpeg2000, jpegls};
 use crate::io::element::{decode, Element};
 use crate::io::source::Parsed;
 
@@ -136,12 +138,44 @@ impl Layout {
         Ok(bytes)
     }
 
-    /// The bytes of a frame packed as JPEG, in the machine's order and with the samples of a pixel side by side.
-    pub(super) fn unpack_jpeg(&self, packed: &[u8]) -> Parsed<Vec<u8>> {
+    fn shape(&self) -> Shape {
+        Shape {
+            width: self.columns,
+            height: self.rows,
+            components: self.samples,
+        }
+    }
+
+    /// Numbers of a pixel side by side as bytes in little-endian order.
+    fn words(&self, numbers: impl Iterator<Item = i32>) -> Parsed<Vec<u8>> {
+        match self.bits_allocated {
+            8 => Ok(numbers.map(|v| v as u8).collect()),
+            16 => Ok(numbers.flat_map(|v| (v as u16).to_le_bytes()).collect()),
+            bits => Err(format!(
+                "a packed frame is of {bits} bits, expected 8 or 16"
+            )),
+        }
+    }
+
+    /// The bytes of a frame packed as JPEG-LS.
+    pub(super) fn unpack_jpegls(&self, packed: &[u8]) -> Parsed<Vec<u8>> {
+        let samples = jpegls::decode(packed, self.shape())?;
+        self.words(samples.into_iter().map(i32::from))
+    }
+
+    /// The bytes of a frame packed as JPEG 2000.
+    pub(super) fn unpack_jpeg2000(&self, packed: &[u8]) -> Parsed<Vec<u8>> {
+        let samples = jpeg2000::decode(packed, self.shape())?;
+        self.words(samples.into_iter())
+    }
+
+    /// The bytes of a frame packed as JPEG, in the machine's order and with the samples of a pixel side by side. `rgb`: the file says that
+    /// the samples are no luma and chroma, which a marker of JFIF or Adobe in the frame overrides.
+    pub(super) fn unpack_jpeg(&self, packed: &[u8], rgb: bool) -> Parsed<Vec<u8>> {
         let frame = self.frame().ok_or("its frame is too large")?;
         let mut decoder = jpeg_decoder::Decoder::new(packed);
         decoder.set_max_decoding_buffer_size(frame);
-        let bytes = decoder.decode().map_err(|e| e.to_string())?;
+        decoder.read_info().map_err(|e| e.to_string())?;
         let info = decoder.info().ok_or("a frame has no JPEG header")?;
         if (usize::from(info.width), usize::from(info.height)) != (self.columns, self.rows) {
             return Err(format!(
@@ -149,6 +183,11 @@ impl Layout {
                 info.width, info.height, self.columns, self.rows
             ));
         }
+        let told = |marker: &[u8]| packed.windows(marker.len()).take(512).any(|w| w == marker);
+        if rgb && self.samples == 3 && !told(b"JFIF\0") && !told(b"Adobe") {
+            decoder.set_color_transform(jpeg_decoder::ColorTransform::RGB);
+        }
+        let bytes = decoder.decode().map_err(|e| e.to_string())?;
         if bytes.len() == frame {
             return Ok(bytes);
         }
