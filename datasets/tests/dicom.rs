@@ -1,4 +1,5 @@
-//! DICOM series against SimpleITK 2.5.7 (`fixtures/dicom`, written by it and pydicom, voxels random), and files by hand.
+//! DICOM series against SimpleITK 2.5.7 (`fixtures/dicom`, written by it, pydicom 3.0.2, imagecodecs 2026.3.6 and pyjpegls 1.5.1), and files
+//! by hand.
 #![allow(clippy::unwrap_used)]
 
 mod util;
@@ -23,7 +24,7 @@ fn series_are_simpleitks() {
     let root = util::fixtures().join("dicom");
     let text = std::fs::read_to_string(root.join("expected.json")).unwrap();
     let expected: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
-    assert!(expected.len() >= 5);
+    assert!(expected.len() >= 12);
     for (name, expected) in expected {
         let folder = root.join(&name);
         assert!(is_dicom_series(&folder), "{name}");
@@ -310,8 +311,8 @@ fn what_is_wrong_is_said() {
     says(&whole[..whole.len() - 3], "ends inside an element");
     says(b"no DICOM", "holds no DICOM image");
     says(
-        &file("1.2.840.10008.1.2.4.90", [16, 16, 15, 0], 1, &[], &[]),
-        "transfer syntax 1.2.840.10008.1.2.4.90",
+        &file("1.2.840.10008.1.2.4.201", [16, 16, 15, 0], 1, &[], &[]),
+        "transfer syntax 1.2.840.10008.1.2.4.201",
     );
     says(
         &file(
@@ -373,7 +374,13 @@ fn folders_that_are_no_single_whole_series() {
     let other = util::fixtures().join("dicom/rle/s001.dcm");
     std::fs::copy(other, two.path().join("other.dcm")).unwrap();
     let error = read_image(two.path()).unwrap_err().to_string();
-    assert!(error.contains("several DICOM series"), "{error}");
+    for word in [
+        "2 DICOM series",
+        "(6 files, the first is s000.dcm)",
+        "other.dcm",
+    ] {
+        assert!(error.contains(word), "{error}");
+    }
     let empty = tempfile::tempdir().unwrap();
     assert!(!is_dicom_series(empty.path()));
     let error = read_image(empty.path()).unwrap_err().to_string();
@@ -413,4 +420,34 @@ fn labels_on_the_grid_of_a_series() {
         .unwrap_err()
         .to_string()
         .contains("not supported"));
+}
+
+/// A frame of JPEG-LS or JPEG 2000 that is cut, or of another size than the header says, is refused.
+#[test]
+fn packed_frames_that_are_not_whole() {
+    for (name, marker) in [("jpegls", [0xff, 0xd8]), ("jpeg2000", [0xff, 0x4f])] {
+        let path = util::fixtures().join(format!("dicom/{name}/0.dcm"));
+        let whole = std::fs::read(path).unwrap();
+        assert!(read(&whole).is_ok());
+        let frame = whole.windows(2).rposition(|w| w == marker).unwrap();
+        // The length of the fragment stays; zeros take the place of what is cut.
+        for kept in [20, 60, (whole.len() - frame) / 2] {
+            let mut cut = whole.clone();
+            let end = cut.len() - 8;
+            cut[frame + kept..end].fill(0);
+            let error = read(&cut).unwrap_err();
+            assert!(matches!(error, DataError::Damaged { .. }), "{name} {error}");
+        }
+        let rows = [0x28, 0x00, 0x10, 0x00, b'U', b'S', 2, 0];
+        let at = whole.windows(8).position(|w| w == rows).unwrap() + 8;
+        for rows in [19, 21, 60_000u16] {
+            let mut other = whole.clone();
+            other[at..at + 2].copy_from_slice(&rows.to_le_bytes());
+            let error = read(&other).unwrap_err().to_string();
+            assert!(
+                error.contains("expected 24 x") || error.contains("more"),
+                "{error}"
+            );
+        }
+    }
 }

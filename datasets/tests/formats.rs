@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use ndarray::{ArrayD, IxDyn};
 use serde_json::Value;
 use util::{fixtures, tensors};
-use vision_mamba_datasets::io::spatial_size;
+use vision_mamba_datasets::io::{
+    known_endings, spatial_size, writable_image_endings, writable_label_endings,
+};
 use vision_mamba_datasets::{
     atomically, read_image, read_labels, write_labels, DataError, Geometry, LabelMap, SourceHeader,
 };
@@ -400,5 +402,124 @@ fn an_unwritable_folder() {
             message.contains("label.nii.gz") && !message.contains(".writing-"),
             "{message}"
         );
+    }
+}
+
+/// A header and voxels in two files are read by the name of either; what is written from them is a single file again.
+#[test]
+fn a_pair_of_header_and_voxels() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["int16_intslope.nii", "uint16_big_endian.nii"] {
+        let whole = std::fs::read(file(name)).unwrap();
+        let expected = read_image(&file(name)).unwrap();
+        let mut header = whole[..348].to_vec();
+        header[345] = b'i';
+        header[108..112].fill(0);
+        let (head, voxels) = (folder.path().join("a.hdr"), folder.path().join("a.img"));
+        std::fs::write(&head, &header).unwrap();
+        std::fs::write(&voxels, &whole[352..]).unwrap();
+        for path in [&head, &voxels] {
+            let found = read_image(path).unwrap();
+            assert_eq!(found.data, expected.data);
+            assert_eq!(found.geometry.spacing, expected.geometry.spacing);
+            assert_eq!(found.geometry.direction, expected.geometry.direction);
+            assert_eq!(spatial_size(path).unwrap(), expected.spatial_size());
+        }
+        let labels = LabelMap {
+            data: ArrayD::zeros(IxDyn(expected.spatial_size())),
+            geometry: read_image(&head).unwrap().geometry,
+        };
+        let written = folder.path().join("a.nii");
+        write_labels(&written, &labels).unwrap();
+        assert_eq!(read_labels(&written).unwrap().data, labels.data);
+        // Renamed, a header is no single file.
+        std::fs::copy(&head, folder.path().join("b.nii")).unwrap();
+        let error = read_image(&folder.path().join("b.nii")).unwrap_err();
+        assert!(error.to_string().contains("header of a pair"), "{error}");
+        std::fs::write(&voxels, &whole[352..whole.len() - 1]).unwrap();
+        let error = read_image(&head).unwrap_err().to_string();
+        assert!(error.contains("more than the file can hold"), "{error}");
+        std::fs::remove_file(&voxels).unwrap();
+        let error = read_image(&head).unwrap_err().to_string();
+        assert!(error.contains("a.img does not exist"), "{error}");
+        let error = write_labels(&head, &labels).unwrap_err().to_string();
+        assert!(error.contains("use .nii.gz"), "{error}");
+    }
+}
+
+#[test]
+fn voxels_that_are_no_real_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.nii");
+    let mut bytes = std::fs::read(file("float64.nii")).unwrap();
+    for (code, name) in [
+        (32i16, "complex64"),
+        (1792, "complex128"),
+        (1536, "float128"),
+        (2048, "complex256"),
+        (1, "binary"),
+    ] {
+        bytes[70..72].copy_from_slice(&code.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let error = read_image(&path).unwrap_err().to_string();
+        assert!(
+            error.contains(name) && error.contains("convert it to float32"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn endings() {
+    let known = known_endings();
+    assert_eq!(known.split("case_1.nii.gz"), Some(("case_1", ".nii.gz")));
+    assert_eq!(known.split("Case.1.NRRD"), Some(("Case.1", ".nrrd")));
+    assert_eq!(known.split("a.txt"), None);
+    assert_eq!(known.split("\u{e9}.gz"), None);
+    let labels = writable_label_endings();
+    for ending in [
+        ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff", ".png",
+    ] {
+        assert!(labels.contains(&ending), "{ending}");
+    }
+    assert_eq!(labels.len(), 9);
+    assert!(!writable_image_endings().contains(&".png"));
+    assert!(labels.to_string().starts_with(".nii.gz, .nii, "));
+}
+
+/// Every format that label maps are written in keeps them and their place.
+#[test]
+fn label_maps_there_and_back_in_every_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let volume = label_like(&file("uint8_qform_oblique.nii.gz"), 300);
+    let picture = util::square(12, 10, 300);
+    for ending in writable_label_endings().iter() {
+        let label = if *ending == ".png" { &picture } else { &volume };
+        let path = folder.path().join(format!("case{ending}"));
+        write_labels(&path, label).unwrap();
+        let back = read_labels(&path).unwrap();
+        assert_eq!(back.data, label.data, "{ending}");
+        let (ours, theirs) = (&back.geometry, &label.geometry);
+        assert_near(&ours.spacing, &theirs.spacing, 1e-6, ending);
+        // A TIFF has no place for the rest.
+        if !ending.starts_with(".tif") {
+            assert_near(&ours.origin, &theirs.origin, 1e-5, ending);
+            assert_near(&ours.direction, &theirs.direction, 1e-6, ending);
+        }
+    }
+}
+
+/// A pipe would be waited for and a device read for ever.
+#[cfg(unix)]
+#[test]
+fn a_device_in_place_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "a.nii", "a.nrrd", "a.png", "a.npy", "a.tif", "a.h5", "a.dcm",
+    ] {
+        let path = folder.path().join(name);
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let error = read_image(&path).unwrap_err().to_string();
+        assert!(error.contains("a pipe or a device"), "{name}: {error}");
     }
 }

@@ -270,3 +270,51 @@ fn values_of_several_channels_there_and_back() {
     );
     assert!(error.unwrap_err().to_string().contains("use .nii.gz"));
 }
+
+#[test]
+fn metaimage_with_a_list_of_slices() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+    put("b.raw", &[1, 2]);
+    put("a.raw", &[3, 4]);
+    let head = "NDims = 3\nDimSize = 2 1 2\nElementType = MET_UCHAR\nElementDataFile = LIST";
+    let path = folder.path().join("list.mhd");
+    for (list, expected) in [
+        ("\nb.raw\na.raw\n", [1.0, 2.0, 3.0, 4.0]),
+        (" 2D\na.raw\nb.raw", [3.0, 4.0, 1.0, 2.0]),
+    ] {
+        put("list.mhd", format!("{head}{list}").as_bytes());
+        let image = read_image(&path).unwrap();
+        assert_eq!(image.data.as_slice().unwrap(), expected);
+        assert_eq!(image.data.shape(), [1, 2, 1, 2]);
+    }
+    for (list, fault) in [
+        ("\n", "no file is listed"),
+        ("\na.raw\nb.raw\na.raw\n", "cannot be shared by 3 files"),
+        ("\na.raw\nc.raw\n", "c.raw"),
+    ] {
+        put("list.mhd", format!("{head}{list}").as_bytes());
+        let error = read_image(&path).unwrap_err().to_string();
+        assert!(error.contains(fault), "{error}");
+    }
+}
+
+#[test]
+fn numpy_arrays_of_half_precision() {
+    for (kind, order) in [("<f2", false), (">f2", true)] {
+        let header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': (1, 3), }}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        // 1, -2.5 and the least number above 0.
+        for number in [0x3c00u16, 0xc100, 0x0001] {
+            let two = number.to_le_bytes();
+            bytes.extend(if order { [two[1], two[0]] } else { two });
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        std::fs::write(&path, bytes).unwrap();
+        let image = read_image(&path).unwrap();
+        assert_eq!(image.data.as_slice().unwrap(), [1.0, -2.5, 2f32.powi(-24)]);
+    }
+}

@@ -11,6 +11,7 @@ pub(super) enum Element {
     I32,
     U64,
     I64,
+    F16,
     F32,
     F64,
 }
@@ -20,7 +21,7 @@ impl Element {
     pub(super) fn width(self) -> usize {
         match self {
             Self::U8 | Self::I8 => 1,
-            Self::U16 | Self::I16 => 2,
+            Self::U16 | Self::I16 | Self::F16 => 2,
             Self::U32 | Self::I32 | Self::F32 => 4,
             Self::U64 | Self::I64 | Self::F64 => 8,
         }
@@ -57,6 +58,7 @@ pub(super) fn decode(
         Element::U32 => each(bytes, big_endian, |b| u32::from_le_bytes(b) as f32),
         Element::I64 => each(bytes, big_endian, |b| i64::from_le_bytes(b) as f32),
         Element::U64 => each(bytes, big_endian, |b| u64::from_le_bytes(b) as f32),
+        Element::F16 => each(bytes, big_endian, |b| half::f16::from_le_bytes(b).to_f32()),
         Element::F32 => each(bytes, big_endian, f32::from_le_bytes),
         Element::F64 => each(bytes, big_endian, |b| f64::from_le_bytes(b) as f32),
     };

@@ -95,7 +95,8 @@ impl Fields {
 }
 
 impl Header {
-    fn parse(lines: &[String]) -> Parsed<Self> {
+    /// `listed`: the lines behind the header, where it names a list of files.
+    fn parse(lines: &[String], listed: &[String]) -> Parsed<Self> {
         let mut fields = Fields(Vec::new());
         for line in lines.iter().filter(|line| !line.trim().is_empty()) {
             let (key, value) = line.split_once(['=', ':']).ok_or_else(|| {
@@ -152,8 +153,17 @@ impl Header {
         let files = match place {
             "" => return Err("ElementDataFile names no file".into()),
             "LOCAL" | "Local" | "local" => Vec::new(),
-            list if list.starts_with("LIST") => {
-                return Err("its voxels are in a list of files; save it as .mha".into())
+            // The names follow, one a line; `LIST 2D` says that each holds a slice.
+            list if list.split_whitespace().next() == Some("LIST") => {
+                let listed = listed.iter().map(|line| line.trim());
+                let listed: Vec<String> = listed
+                    .filter(|line| !line.is_empty())
+                    .map(str::to_owned)
+                    .collect();
+                if listed.is_empty() {
+                    return Err("ElementDataFile is LIST, but no file is listed".into());
+                }
+                listed
             }
             names_ => names(names_)?,
         };
@@ -206,7 +216,17 @@ fn open(path: &Path) -> Result<(Source, Header)> {
     };
     let header = source
         .lines_until(is_last)
-        .and_then(|lines| Header::parse(&lines))
+        .and_then(|lines| {
+            let has_list = lines
+                .last()
+                .and_then(|line| line.split_once('='))
+                .is_some_and(|(_, value)| value.trim().starts_with("LIST"));
+            let listed = match has_list {
+                true => source.lines_until(|_| false)?,
+                false => Vec::new(),
+            };
+            Header::parse(&lines, &listed)
+        })
         .map_err(|problem| DataError::damaged(path, FORMAT, problem))?;
     Ok((source, header))
 }

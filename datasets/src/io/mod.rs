@@ -49,6 +49,14 @@ const FORMATS: &[Format] = &[
         write_values: Some(nifti::write),
     },
     Format {
+        endings: &[".hdr", ".img", ".hdr.gz", ".img.gz"],
+        read: nifti::read,
+        read_labels: nifti::read,
+        size: nifti::size,
+        write_labels: None,
+        write_values: None,
+    },
+    Format {
         endings: &[".nrrd", ".nhdr"],
         read: nrrd::read,
         read_labels: nrrd::read,

@@ -8,7 +8,7 @@ use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageRe
 use ndarray::{ArrayD, IxDyn};
 
 use crate::io::element::Element;
-use crate::io::source::LARGEST_EXPANSION;
+use crate::io::source::{Source, LARGEST_EXPANSION};
 use crate::io::{atomically, Pixels};
 use crate::{DataError, Geometry, Image, Result};
 
@@ -21,18 +21,11 @@ type Reader = ImageReader<std::io::BufReader<std::fs::File>>;
 
 /// An opened file, and the most bytes that its pixels may take.
 fn open(path: &Path) -> Result<(Reader, u64)> {
-    let file = std::fs::File::open(path).map_err(|e| DataError::reading(path, e))?;
-    let length = file.metadata().map_err(|e| DataError::reading(path, e))?;
-    if length.is_dir() {
-        return Err(DataError::reading(
-            path,
-            std::io::ErrorKind::IsADirectory.into(),
-        ));
-    }
-    let mut reader = ImageReader::new(std::io::BufReader::new(file))
+    let source = Source::open(path)?;
+    let mut reader = ImageReader::new(source.reader)
         .with_guessed_format()
         .map_err(|e| DataError::reading(path, e))?;
-    let most_bytes = SMALL.max(length.len().saturating_mul(LARGEST_EXPANSION));
+    let most_bytes = SMALL.max(source.length.saturating_mul(LARGEST_EXPANSION));
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(most_bytes);
     reader.limits(limits);

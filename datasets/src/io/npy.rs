@@ -89,6 +89,7 @@ impl Header {
             "i4" => Element::I32,
             "u8" => Element::U64,
             "i8" => Element::I64,
+            "f2" => Element::F16,
             "f4" => Element::F32,
             "f8" => Element::F64,
             _ => {

@@ -39,11 +39,15 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let io = |e| DataError::reading(path, e);
-        let file = File::open(path).map_err(io)?;
-        let about = file.metadata().map_err(io)?;
+        // Before it is opened: a pipe would wait for somebody to write, and a device has no end.
+        let about = std::fs::metadata(path).map_err(io)?;
         if about.is_dir() {
             return Err(io(std::io::ErrorKind::IsADirectory.into()));
         }
+        if !about.is_file() {
+            return Err(io(std::io::Error::other("it is a pipe or a device")));
+        }
+        let file = File::open(path).map_err(io)?;
         Ok(Self {
             reader: BufReader::new(file),
             length: about.len(),

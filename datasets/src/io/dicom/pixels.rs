@@ -123,7 +123,7 @@ impl Layout {
                 let (count, run) = match control {
                     -128 => continue,
                     0.. => (control as usize + 1, None),
-                    _ => (1 - control as isize as usize, source.next()),
+                    _ => (usize::from(control.unsigned_abs()) + 1, source.next()),
                 };
                 for _ in 0..count {
                     let value = if control < 0 { run } else { source.next() };

@@ -90,6 +90,16 @@ const VOXEL_TYPES: &[(i16, Element, usize)] = &[
     (2304, Element::U8, 4),
 ];
 
+/// Types that are no real numbers of at most 64 bits, by name.
+const OTHER_TYPES: &[(i16, &str)] = &[
+    (0, "unknown"),
+    (1, "binary"),
+    (32, "complex64"),
+    (1536, "float128"),
+    (1792, "complex128"),
+    (2048, "complex256"),
+];
+
 /// A NIfTI header as it was in the file.
 #[derive(Clone, PartialEq)]
 pub struct Header {
@@ -130,7 +140,8 @@ impl Header {
     }
 
     /// Checks what has to hold before the rest of the file is looked at. The error names the field and its value.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    /// `pair`: the voxels are in another file.
+    pub(super) fn parse(bytes: &[u8], pair: bool) -> Result<Self, String> {
         let (length, big_endian) = Self::length(bytes)?;
         let bytes = bytes
             .get(..length)
@@ -140,16 +151,18 @@ impl Header {
         let fields = header.fields();
         let (at, magic) = fields.magic;
         let found = &header.bytes[at..at + magic.len()];
-        if found.starts_with(b"ni1") || found.starts_with(b"ni2") {
-            return Err(
-                "it is the header of a .hdr/.img pair, only single .nii files can be read".into(),
-            );
+        if header.is_pair() && !pair {
+            return Err("it is the header of a pair, whose name ends in .hdr".into());
         }
-        if found != magic {
+        let mut expected = magic.to_vec();
+        if pair {
+            expected[1] = b'i';
+        }
+        if found != expected {
             return Err(format!(
-                "its magic is {:?}, expected {:?}",
+                "its magic is {:?}, expected {:?}; convert files of Analyze 7.5, which have none",
                 String::from_utf8_lossy(found),
-                String::from_utf8_lossy(magic)
+                String::from_utf8_lossy(&expected)
             ));
         }
         let dims = header.dim(0);
@@ -165,11 +178,9 @@ impl Header {
         header.voxel_type()?;
         let offset = header.offset();
         // 0 is written by some tools and means "right after the header".
-        if offset != 0.0 && !(length as f64..=1e9).contains(&offset) {
-            return Err(format!(
-                "vox_offset is {offset}, expected at least {}",
-                length + 4
-            ));
+        let least = if pair { 0 } else { length };
+        if offset != 0.0 && !(least as f64..=1e9).contains(&offset) {
+            return Err(format!("vox_offset is {offset}, expected at least {least}"));
         }
         Ok(header)
     }
@@ -227,6 +238,9 @@ impl Header {
         header.put(fields.datatype, &code.to_le_bytes());
         header.put(fields.bitpix, &(8 * element.width() as i16).to_le_bytes());
         header.put_code(fields.intent_code, 0);
+        // Whatever the source was, what is written is a single file.
+        let (at, magic) = fields.magic;
+        header.bytes[at..at + magic.len()].copy_from_slice(magic);
         let begin = self.begin();
         match fields.wide {
             true => header.put(fields.vox_offset, &(begin as i64).to_le_bytes()),
@@ -258,8 +272,10 @@ impl Header {
         let code = self.i16(self.fields().datatype);
         let known = VOXEL_TYPES.iter().find(|t| t.0 == code);
         known.map(|t| (t.1, t.2)).ok_or_else(|| {
+            let name = OTHER_TYPES.iter().find(|t| t.0 == code);
+            let name = name.map_or(String::new(), |t| format!(" ({})", t.1));
             let codes: Vec<i16> = VOXEL_TYPES.iter().map(|t| t.0).collect();
-            format!("datatype is {code}, which is not one of the real-valued types {codes:?}")
+            format!("datatype is {code}{name}, which is not one of the real-valued types {codes:?}; convert it to float32")
         })
     }
 
@@ -268,9 +284,16 @@ impl Header {
         self.bytes.len() + 4
     }
 
-    /// First byte of the voxels.
+    /// Whether the voxels are in another file.
+    fn is_pair(&self) -> bool {
+        let at = self.fields().magic.0;
+        matches!(self.bytes[at..at + 3], [b'n', b'i', b'1' | b'2'])
+    }
+
+    /// First byte of the voxels in their file.
     pub(super) fn voxels_at(&self) -> usize {
-        (self.offset() as usize).max(self.begin())
+        let least = if self.is_pair() { 0 } else { self.begin() };
+        (self.offset() as usize).max(least)
     }
 
     fn offset(&self) -> f64 {

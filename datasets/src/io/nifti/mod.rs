@@ -1,11 +1,12 @@
 //! NIfTI-1 and NIfTI-2, plain or gzip, written from the format's description.
 //!
-//! Gzip is told by content, so a plain file called `.nii.gz` opens. One axis beyond the third counts channels.
+//! Gzip is told by content, so a plain file called `.nii.gz` opens. One axis beyond the third counts channels. A pair of a header `.hdr` and
+//! voxels `.img` is read by the name of either; it is never written.
 
 mod header;
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -15,43 +16,81 @@ pub use header::Header;
 
 use crate::io::element::decode;
 use crate::io::source::{count, exactly, Source, LARGEST_EXPANSION};
-use crate::io::{atomically, Pixels};
+use crate::io::{atomically, Endings, Pixels};
 use crate::{DataError, Geometry, Image, Result, SourceHeader};
 
 const FORMAT: &str = "NIfTI";
 
-/// An opened file: its header, the stream behind it, and the most bytes that it can hold.
+/// An opened file, or pair of files.
 struct Opened {
     header: Header,
+    /// Where the voxels are, after `before` other bytes.
     stream: Box<dyn Read>,
+    before: u64,
+    /// Most bytes that voxels can take.
     most_bytes: u64,
 }
 
-fn open(path: &Path) -> Result<Opened> {
+/// Header and voxels of a pair, by the name of either; `None` for a single file.
+fn pair(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    let endings = Endings::of_formats(|f| f.endings.contains(&".hdr"));
+    let name = path.file_name()?.to_str()?;
+    let (stem, ending) = endings.split(name)?;
+    let other = |kind: &str| {
+        if ending.starts_with(kind) {
+            return path.to_path_buf();
+        }
+        let (plain, packed) = (format!("{stem}{kind}"), format!("{stem}{kind}.gz"));
+        let packed = path.with_file_name(packed);
+        match packed.is_file() {
+            true => packed,
+            false => path.with_file_name(plain),
+        }
+    };
+    Some((other(".hdr"), other(".img")))
+}
+
+/// The bytes of a file, unpacked, and how many there can be.
+fn stream(path: &Path) -> Result<(Box<dyn Read>, u64)> {
     let mut source = Source::open(path)?;
     let gzip = source.is_gzip().map_err(|e| DataError::reading(path, e))?;
     let length = source.length;
-    let (mut stream, most_bytes): (Box<dyn Read>, u64) = match gzip {
+    Ok(match gzip {
         true => (
             Box::new(MultiGzDecoder::new(source.reader)),
             length.saturating_mul(LARGEST_EXPANSION),
         ),
         false => (Box::new(source.reader), length),
-    };
-    let damaged = |problem: String| DataError::damaged(path, FORMAT, problem);
+    })
+}
+
+fn open(path: &Path) -> Result<Opened> {
+    let pair = pair(path);
+    let header_path = pair.as_ref().map_or(path, |(header, _)| header);
+    let (mut opened, most_bytes) = stream(header_path)?;
+    let damaged = |problem: String| DataError::damaged(header_path, FORMAT, problem);
     let mut bytes = Vec::new();
     let mut more = |count: usize, bytes: &mut Vec<u8>| {
-        let read = stream.by_ref().take(count as u64).read_to_end(bytes);
+        let read = opened.by_ref().take(count as u64).read_to_end(bytes);
         read.map_err(|e| damaged(e.to_string()))
     };
     more(4, &mut bytes)?;
     let (length, _) = Header::length(&bytes).map_err(damaged)?;
     more(length - bytes.len(), &mut bytes)?;
-    let header = Header::parse(&bytes).map_err(damaged)?;
+    let header = Header::parse(&bytes, pair.is_some()).map_err(damaged)?;
+    let voxels_at = header.voxels_at() as u64;
+    let (stream, before, most_bytes) = match &pair {
+        Some((_, voxels)) => {
+            let (stream, most_bytes) = stream(voxels)?;
+            (stream, voxels_at, most_bytes)
+        }
+        None => (opened, voxels_at - length as u64, most_bytes),
+    };
     Ok(Opened {
         header,
         stream,
-        most_bytes,
+        before,
+        most_bytes: most_bytes.saturating_sub(voxels_at),
     })
 }
 
@@ -87,16 +126,16 @@ pub(super) fn read(path: &Path) -> Result<Image> {
     let Opened {
         header,
         stream,
+        before,
         most_bytes,
     } = open(path)?;
     let (channels, space) = axes(&header, path)?;
     let geometry = header.geometry(space.len()).map_err(damaged)?;
     let (element, interleaved) = header.voxel_type().map_err(damaged)?;
     let width = element.width() * interleaved;
-    let before = (header.voxels_at() - header.as_bytes().len()) as u64;
     let declared = count(&space, width)
         .and_then(|n| n.checked_mul(channels as u64))
-        .filter(|&n| n.saturating_add(header.voxels_at() as u64) <= most_bytes)
+        .filter(|&n| n <= most_bytes)
         .ok_or_else(|| {
             damaged(format!("its header declares {channels} x {space:?} voxels of {width} bytes (slowest axis first), more than the file can hold"))
         })?;
