@@ -1,6 +1,7 @@
 //! One file a command: settings in, work done, result printed.
 
 pub mod datasets;
+pub mod dehaze;
 pub mod evaluate;
 pub mod evaluate_protocol;
 pub mod evaluate_restoration;

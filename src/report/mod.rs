@@ -1,8 +1,9 @@
-//! Pictures of a run: curves of its progress and overlays of its label maps.
+//! Pictures of a run: curves of its progress and overlays of its label maps; and pages on restored photographs.
 //!
-//! Everything here takes plain arrays and gives an [`image::RgbImage`]; [`save_png`] is the only function that touches a file. Text is
+//! Everything here takes plain arrays and gives an [`image::RgbImage`] or a text; [`save_png`] is the only function that touches a file. Text is
 //! drawn with a font compiled into the binary, so the pictures are the same on every machine.
 
+pub mod html;
 pub mod overlay;
 mod palette;
 pub mod plots;

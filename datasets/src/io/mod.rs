@@ -20,7 +20,7 @@ use std::path::Path;
 use ndarray::{ArrayD, Axis};
 
 use crate::{DataError, Geometry, Image, LabelMap, Result};
-pub use natural::write_picture;
+pub use natural::{jpeg_is_cut, write_picture};
 use pixels::Pixels;
 
 /// A format: the endings of its files and what can be done with them.

@@ -43,7 +43,8 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
 pub(super) fn read(path: &Path) -> Result<Image> {
     let damaged = |e: image::ImageError| DataError::damaged(path, FORMAT, e);
     let (reader, most_bytes) = open(path)?;
-    if reader.format() == Some(image::ImageFormat::Jpeg) && jpeg_is_cut(path)? {
+    let is_jpeg = reader.format() == Some(image::ImageFormat::Jpeg);
+    if is_jpeg && jpeg_is_cut(&std::fs::read(path).map_err(|e| DataError::reading(path, e))?) {
         return Err(DataError::damaged(
             path,
             FORMAT,
@@ -88,17 +89,17 @@ pub(super) fn read(path: &Path) -> Result<Image> {
     })
 }
 
-/// The JPEG decoder paints what a cut file lacks in grey; a whole file has an end marker after the start of its scan.
-fn jpeg_is_cut(path: &Path) -> Result<bool> {
-    let bytes = std::fs::read(path).map_err(|e| DataError::reading(path, e))?;
+/// Whether a JPEG ends before its picture does. The decoder paints what a cut file lacks in grey; a whole file has an end marker after the
+/// start of its scan. Other files are never cut in this sense.
+pub fn jpeg_is_cut(bytes: &[u8]) -> bool {
     if !bytes.starts_with(&[0xff, 0xd8]) {
-        return Ok(false);
+        return false;
     }
     // Segments are skipped by their length, for a thumbnail among them has an end marker of its own.
     let mut at = 2;
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
         if marker == 0xda {
-            return Ok(!bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]));
+            return !bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]);
         }
         // Padding before a marker.
         at += if marker == 0xff {
@@ -107,7 +108,7 @@ fn jpeg_is_cut(path: &Path) -> Result<bool> {
             2 + usize::from(u16::from_be_bytes([high, low]))
         };
     }
-    Ok(true)
+    true
 }
 
 /// Whether a PNG's header says grey of one bit, which the decoder widens to 0 and 255 without a word.
