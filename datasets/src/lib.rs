@@ -21,6 +21,7 @@ pub mod planner;
 pub mod preprocess;
 pub mod probabilities;
 mod random;
+pub mod restoration;
 pub mod sampler;
 pub mod split;
 pub mod zoom;

@@ -16,26 +16,26 @@ const AHEAD: u64 = 2;
 /// Iterator over the batches of a range of numbers. They come in order and are the same for any number of workers. Dropping it stops the
 /// workers after the batch in hand. A worker's panic becomes the iterator's last item.
 #[derive(Debug)]
-pub struct Prefetch {
-    shared: Arc<Shared>,
+pub struct Prefetch<T = Batch> {
+    shared: Arc<Shared<T>>,
     workers: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct Shared<T> {
+    state: Mutex<State<T>>,
     changed: Condvar,
     end: u64,
     ahead: u64,
 }
 
 #[derive(Debug)]
-struct State {
+struct State<T> {
     /// Next number that a worker takes.
     next_made: u64,
     /// Next number that the iterator gives.
     next_given: u64,
-    ready: BTreeMap<u64, Result<Batch>>,
+    ready: BTreeMap<u64, Result<T>>,
     stop: bool,
 }
 
@@ -49,15 +49,17 @@ impl Prefetch {
     ) -> Result<Self> {
         settings.validate(&cases)?;
         Self::with_maker(batches, workers, move |index| {
-            draw_batch(&cases, &settings, index)
+            Ok(draw_batch(&cases, &settings, index))
         })
     }
+}
 
-    /// Batches from any function of their number.
-    fn with_maker(
+impl<T: Send + 'static> Prefetch<T> {
+    /// Batches from any function of their number. Its error becomes the iterator's last item.
+    pub(crate) fn with_maker(
         batches: Range<u64>,
         workers: usize,
-        make: impl Fn(u64) -> Batch + Send + Sync + 'static,
+        make: impl Fn(u64) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Self> {
         let workers = workers.max(1);
         let shared = Arc::new(Shared {
@@ -93,13 +95,13 @@ impl Prefetch {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         // No code that can panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self, make: &dyn Fn(u64) -> Batch) {
+    fn work(&self, make: &dyn Fn(u64) -> Result<T>) {
         loop {
             let mut state = self.lock();
             while !state.stop
@@ -117,11 +119,12 @@ impl Shared {
             let index = state.next_made;
             state.next_made += 1;
             drop(state);
-            let batch =
-                catch_unwind(AssertUnwindSafe(|| make(index))).map_err(|panic| DataError::Worker {
+            let batch = catch_unwind(AssertUnwindSafe(|| make(index))).unwrap_or_else(|panic| {
+                Err(DataError::Worker {
                     batch: index,
                     message: message_of(panic.as_ref()),
-                });
+                })
+            });
             self.lock().ready.insert(index, batch);
             self.changed.notify_all();
         }
@@ -136,8 +139,8 @@ fn message_of(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("no message").to_owned()
 }
 
-impl Iterator for Prefetch {
-    type Item = Result<Batch>;
+impl<T> Iterator for Prefetch<T> {
+    type Item = Result<T>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut state = self.shared.lock();
@@ -163,7 +166,7 @@ impl Iterator for Prefetch {
     }
 }
 
-impl Drop for Prefetch {
+impl<T> Drop for Prefetch<T> {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
@@ -180,13 +183,13 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    fn numbered(index: u64) -> Batch {
-        Batch {
+    fn numbered(index: u64) -> Result<Batch> {
+        Ok(Batch {
             image: vec![index as f32],
             label: vec![index as i16],
             shape: vec![1, 1, 1, 1],
             ids: vec![],
-        }
+        })
     }
 
     #[test]

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnetConfig, MixedConfig, NnUnetConfig, UMambaConfig, UvmNetConfig};
+use crate::unet::{
+    MambaUnetConfig, MixedConfig, NnUnetConfig, UMambaConfig, UvmLiteConfig, UvmNetConfig,
+};
 use crate::vision::{VimConfig, VmambaConfig};
 use crate::{ModelError, Task};
 
@@ -18,6 +20,8 @@ pub enum NetworkSpec {
     MambaUnet(MambaUnetConfig),
     /// UVM-Net, 2-D.
     Uvmnet(UvmNetConfig),
+    /// UVM-lite, 2-D.
+    Uvmlite(UvmLiteConfig),
     /// nnU-Net's plain and residual-encoder U-Nets, 2-D and 3-D.
     Nnunet(NnUnetConfig),
     /// VMamba, a classifier, 2-D.
@@ -49,7 +53,7 @@ impl NetworkSpec {
             | NetworkSpec::MambaUnet(_)
             | NetworkSpec::Nnunet(_)
             | NetworkSpec::Mixed(_) => Task::Segmentation,
-            NetworkSpec::Uvmnet(_) => Task::Restoration,
+            NetworkSpec::Uvmnet(_) | NetworkSpec::Uvmlite(_) => Task::Restoration,
             NetworkSpec::Vmamba(_) | NetworkSpec::Vim(_) => Task::Classification,
         }
     }
@@ -61,6 +65,7 @@ impl NetworkSpec {
             NetworkSpec::Nnunet(c) => c.spatial_dims(),
             NetworkSpec::MambaUnet(_)
             | NetworkSpec::Uvmnet(_)
+            | NetworkSpec::Uvmlite(_)
             | NetworkSpec::Vmamba(_)
             | NetworkSpec::Vim(_)
             | NetworkSpec::Mixed(_) => 2,
@@ -73,6 +78,7 @@ impl NetworkSpec {
             NetworkSpec::Umamba(c) => c.input_channels,
             NetworkSpec::MambaUnet(c) => c.input_channels,
             NetworkSpec::Uvmnet(c) => c.input_channels,
+            NetworkSpec::Uvmlite(c) => c.input_channels,
             NetworkSpec::Nnunet(c) => c.input_channels,
             NetworkSpec::Vmamba(c) => c.input_channels,
             NetworkSpec::Vim(c) => c.input_channels,
@@ -86,6 +92,7 @@ impl NetworkSpec {
             NetworkSpec::Umamba(c) => c.num_classes,
             NetworkSpec::MambaUnet(c) => c.num_classes,
             NetworkSpec::Uvmnet(c) => c.output_channels,
+            NetworkSpec::Uvmlite(c) => c.output_channels,
             NetworkSpec::Nnunet(c) => c.num_classes,
             NetworkSpec::Vmamba(c) => c.num_classes,
             NetworkSpec::Vim(c) => c.num_classes,
@@ -100,6 +107,7 @@ impl NetworkSpec {
             NetworkSpec::Nnunet(c) => Some(&c.training_patch),
             NetworkSpec::MambaUnet(_)
             | NetworkSpec::Uvmnet(_)
+            | NetworkSpec::Uvmlite(_)
             | NetworkSpec::Vmamba(_)
             | NetworkSpec::Vim(_)
             | NetworkSpec::Mixed(_) => None,
@@ -199,6 +207,9 @@ impl NetworkSpec {
             NetworkSpec::Uvmnet(c) => {
                 NetworkSpec::Uvmnet(c.for_data(in_channels, num_classes, training_patch)?)
             }
+            NetworkSpec::Uvmlite(c) => {
+                NetworkSpec::Uvmlite(c.for_data(in_channels, num_classes, training_patch)?)
+            }
             NetworkSpec::Nnunet(c) => NetworkSpec::Nnunet(c.for_data(
                 in_channels,
                 num_classes,
@@ -229,6 +240,7 @@ impl NetworkSpec {
             NetworkSpec::Umamba(c) => c.resolve().map(drop),
             NetworkSpec::MambaUnet(c) => c.validate(),
             NetworkSpec::Uvmnet(c) => c.validate(),
+            NetworkSpec::Uvmlite(c) => c.validate(),
             NetworkSpec::Nnunet(c) => c.resolve().map(drop),
             NetworkSpec::Vmamba(c) => c.validate(),
             NetworkSpec::Vim(c) => c.validate(),

@@ -3,7 +3,7 @@
 use tch::Device;
 
 use crate::suggest::nearest;
-use crate::unet::{MambaUnet, Mixed, NnUnet, UMamba, UvmNet};
+use crate::unet::{MambaUnet, Mixed, NnUnet, UMamba, UvmLite, UvmNet};
 use crate::vision::{Vim, Vmamba};
 use crate::{Built, ModelError, Network, NetworkSpec, Scope};
 
@@ -124,6 +124,11 @@ static PRESETS: &[PresetEntry] = &[
         "UVM-Net exactly as its code was published, 1.0e9 parameters"
     ),
     preset_entry!("uvmnet_tiny", "UVM-Net, 4 to 64 features, for tests"),
+    preset_entry!(
+        "uvmlite",
+        "UVM-lite, small and quick, for photographs of any size"
+    ),
+    preset_entry!("uvmlite_tiny", "UVM-lite, 4 features, for tests"),
     preset_entry!("unet_plain_2d", "nnU-Net's plain U-Net, 2-D"),
     preset_entry!("unet_plain_3d", "nnU-Net's plain U-Net, 3-D"),
     preset_entry!(
@@ -252,6 +257,7 @@ fn assemble(spec: &NetworkSpec, device: Device, outline: bool) -> Result<Built, 
             NetworkSpec::Umamba(config) => Box::new(UMamba::new(root, config)?),
             NetworkSpec::MambaUnet(config) => Box::new(MambaUnet::new(root, config)?),
             NetworkSpec::Uvmnet(config) => Box::new(UvmNet::new(root, config)?),
+            NetworkSpec::Uvmlite(config) => Box::new(UvmLite::new(root, config)?),
             NetworkSpec::Nnunet(config) => Box::new(NnUnet::new(root, config)?),
             NetworkSpec::Vmamba(config) => Box::new(Vmamba::new(root, config)?),
             NetworkSpec::Vim(config) => Box::new(Vim::new(root, config)?),

@@ -41,6 +41,8 @@ fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
             ("d_state", "4"),
         ],
         NetworkSpec::Uvmnet(_) => &[("base_channels", "4"), ("ub_size", "8")],
+        // smaller than the input, so that maps are enlarged
+        NetworkSpec::Uvmlite(_) => &[("base_channels", "4"), ("work_size", "16")],
         // the tiny twins are in the table too
         NetworkSpec::Mixed(c) => match c.backbone {
             BackboneSpec::Vim(_) => &[("backbone", "vim_nano")],

@@ -216,6 +216,11 @@ pub fn read_label_values(path: &Path) -> Result<Image> {
     (format_of(path)?.read_labels)(path)
 }
 
+/// Reads a PNG, JPEG or BMP picture as 8-bit RGB: grey three times, 16 bits rounded, without its alpha.
+pub fn read_rgb(path: &Path) -> Result<image::RgbImage> {
+    natural::read_rgb(path)
+}
+
 /// Reads a label map: one channel of whole numbers.
 pub fn read_labels(path: &Path) -> Result<LabelMap> {
     let Image { data, geometry } = read_label_values(path)?;

@@ -40,7 +40,8 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
     Ok(vec![height as usize, width as usize])
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
+/// The picture as it is stored, whole.
+fn decode(path: &Path) -> Result<DynamicImage> {
     let damaged = |e: image::ImageError| DataError::damaged(path, FORMAT, e);
     let (reader, most_bytes) = open(path)?;
     let is_jpeg = reader.format() == Some(image::ImageFormat::Jpeg);
@@ -58,7 +59,16 @@ pub(super) fn read(path: &Path) -> Result<Image> {
             format!("its header declares {width} x {height} pixels, more than the file can hold");
         return Err(DataError::damaged(path, FORMAT, problem));
     }
-    let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    DynamicImage::from_decoder(decoder).map_err(damaged)
+}
+
+/// The picture in 8-bit RGB: grey three times, 16 bits rounded, without its alpha.
+pub(super) fn read_rgb(path: &Path) -> Result<image::RgbImage> {
+    Ok(decode(path)?.into_rgb8())
+}
+
+pub(super) fn read(path: &Path) -> Result<Image> {
+    let decoded = decode(path)?;
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     let planes = match &decoded {
         DynamicImage::ImageLuma8(b) => planes(b.as_raw(), 1),

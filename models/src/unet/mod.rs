@@ -9,6 +9,7 @@ pub mod token_mixer;
 pub mod topology;
 pub mod umamba;
 pub mod uvmb;
+pub mod uvmlite;
 pub mod uvmnet;
 
 pub use layout::PerStage;
@@ -16,4 +17,5 @@ pub use mamba_unet::{MambaUnet, MambaUnetConfig};
 pub use mixed::{Mixed, MixedConfig};
 pub use nnunet::{NnUnet, NnUnetConfig, NnUnetEncoder};
 pub use umamba::{UMamba, UMambaConfig};
+pub use uvmlite::{UvmLite, UvmLiteConfig};
 pub use uvmnet::{UvmNet, UvmNetConfig};
