@@ -47,6 +47,15 @@ impl Random {
         ((u128::from(self.generator.next_u64()) * n as u128) >> 64) as usize
     }
 
+    /// Standard normal (Box-Muller): 32 bits for the radius and 32 for the angle.
+    pub fn normal(&mut self) -> f32 {
+        const STEP: f32 = 1.0 / 4_294_967_296.0;
+        let bits = self.bits();
+        // the radius comes from (0, 1]
+        let radius = (-2.0 * (((bits >> 32) + 1) as f32 * STEP).ln()).sqrt();
+        radius * ((bits & 0xffff_ffff) as f32 * (std::f32::consts::TAU * STEP)).cos()
+    }
+
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.generator.next_u64()
@@ -94,6 +103,20 @@ mod tests {
         assert!(
             counts.iter().all(|&c: &i32| (c - 4000).abs() < 290),
             "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn normal_numbers_have_mean_0_and_deviation_1() {
+        let mut random = Random::new(7, 1, 0);
+        let n = 20_000;
+        let drawn: Vec<f64> = (0..n).map(|_| f64::from(random.normal())).collect();
+        let mean = drawn.iter().sum::<f64>() / f64::from(n);
+        let square = drawn.iter().map(|z| z * z).sum::<f64>() / f64::from(n);
+        // five standard deviations of both
+        assert!(
+            mean.abs() < 0.036 && (square - 1.0).abs() < 0.05,
+            "{mean} {square}"
         );
     }
 }
