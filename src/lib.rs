@@ -12,10 +12,7 @@ pub mod engine;
 pub mod inference;
 pub mod losses;
 pub mod metrics;
-<<<<<<< HEAD
 pub mod nnunet;
-=======
 pub mod photo;
->>>>>>> 59957ae (dehaze: photographs in and out, the dark channel prior, networks whole and in anchored tiles, an HTML report)
 pub mod report;
 pub mod runtime;
