@@ -11,7 +11,7 @@ use vision_mamba_datasets::cache::{Cache, Made};
 use vision_mamba_datasets::planner::{plan, Request};
 use vision_mamba_datasets::split::five_folds;
 use vision_mamba_datasets::{
-    draw_batch, fold, images_in, prepare_case, write_labels, Augmentation, Dataset, DatasetJson,
+    draw_batch, fold, images_in, Folds, prepare_case, write_labels, Augmentation, Dataset, DatasetJson,
     Decision, Fingerprint, FoldChoice, Geometry, Image, PatchSettings, Plan, Planner, Split,
     TrainingCase,
 };
@@ -425,30 +425,52 @@ fn folds_are_scikit_learns() {
 #[test]
 fn choosing_a_fold() {
     let folder = tempfile::tempdir().unwrap();
-    let ids: Vec<String> = ["a", "b", "c", "d", "e", "f"].map(String::from).to_vec();
-    let of = |choice: &str| fold(folder.path(), &ids, choice.parse::<FoldChoice>()?);
+    small_dataset(folder.path(), 6);
+    let dataset = Dataset::open(folder.path()).unwrap();
+    let ids = dataset.training_ids();
+    let of = |choice: &str| fold(&dataset, choice.parse::<FoldChoice>()?);
     let all = of("all").unwrap();
-    assert_eq!((all.train, all.validation), (ids.clone(), ids.clone()));
+    assert_eq!((&all.train, &all.validation), (&ids, &ids));
     assert_eq!(of("4").unwrap().validation.len(), 1);
     assert!(of("5").unwrap_err().to_string().contains("folds 0 to 4"));
     assert!(of("first").unwrap_err().to_string().contains("`all`"));
-    let few = fold(folder.path(), &ids[..3], FoldChoice::Number(0))
-        .unwrap_err()
-        .to_string();
+    let few = tempfile::tempdir().unwrap();
+    small_dataset(few.path(), 3);
+    let few = fold(
+        &Dataset::open(few.path()).unwrap(),
+        FoldChoice::Number(0),
+    )
+    .unwrap_err()
+    .to_string();
     assert!(
         few.contains("3 cases") && few.contains("splits_final.json"),
         "{few}"
     );
 
-    let splits = folder.path().join("splits_final.json");
-    std::fs::write(&splits, r#"[{"train": ["b", "a"], "val": ["f"]}]"#).unwrap();
-    let own = of("0").unwrap();
-    assert_eq!(
-        (own.train, own.validation),
-        (vec!["a".to_owned(), "b".to_owned()], vec!["f".to_owned()])
+    // Those beside the preprocessed cases count until the data set has its own.
+    let preprocessed = tempfile::tempdir().unwrap();
+    let write = |folder: &Path, text: &str| {
+        std::fs::write(folder.join("splits_final.json"), text).unwrap();
+    };
+    write(
+        preprocessed.path(),
+        r#"[{"train": ["case_2"], "val": ["case_3"]}]"#,
     );
-    assert!(of("1").unwrap_err().to_string().contains("folds 0 to 0"));
-    std::fs::write(&splits, r#"[{"train": ["a", "z"], "val": ["f"]}]"#).unwrap();
+    let prepared = || Folds::of(&dataset, Some(preprocessed.path())).unwrap().folds;
+    assert_eq!(prepared()[0].train, ["case_2"]);
+    write(
+        folder.path(),
+        r#"[{"train": ["case_1", "case_0"], "val": ["case_5"]}]"#,
+    );
+    assert_eq!(prepared()[0].train, ["case_0", "case_1"]);
+    let own = of("0").unwrap();
+    assert_eq!(own.train, ["case_0", "case_1"]);
+    assert_eq!(own.validation, ["case_5"]);
+    assert!(of("1").unwrap_err().to_string().contains("only fold 0"));
+    write(
+        folder.path(),
+        r#"[{"train": ["case_0", "z"], "val": ["case_5"]}]"#,
+    );
     let stranger = of("0").unwrap_err().to_string();
     assert!(
         stranger.contains("splits_final.json") && stranger.contains("`z`"),

@@ -4,7 +4,7 @@
 //! Source: `documentation/dataset_format.md` and `utilities/utils.py` of nnU-Net v2.8.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
