@@ -11,8 +11,8 @@ use vision_mamba_datasets::cache::{Cache, Made};
 use vision_mamba_datasets::planner::{plan, Request};
 use vision_mamba_datasets::split::five_folds;
 use vision_mamba_datasets::{
-    draw_batch, fold, images_in, Folds, prepare_case, write_labels, Augmentation, Dataset, DatasetJson,
-    Decision, Fingerprint, FoldChoice, Geometry, Image, PatchSettings, Plan, Planner, Split,
+    draw_batch, fold, images_in, prepare_case, write_labels, Augmentation, Dataset, DatasetJson,
+    Decision, Fingerprint, FoldChoice, Folds, Geometry, Image, PatchSettings, Plan, Planner, Split,
     TrainingCase,
 };
 
@@ -436,12 +436,9 @@ fn choosing_a_fold() {
     assert!(of("first").unwrap_err().to_string().contains("`all`"));
     let few = tempfile::tempdir().unwrap();
     small_dataset(few.path(), 3);
-    let few = fold(
-        &Dataset::open(few.path()).unwrap(),
-        FoldChoice::Number(0),
-    )
-    .unwrap_err()
-    .to_string();
+    let few = fold(&Dataset::open(few.path()).unwrap(), FoldChoice::Number(0))
+        .unwrap_err()
+        .to_string();
     assert!(
         few.contains("3 cases") && few.contains("splits_final.json"),
         "{few}"
@@ -456,7 +453,11 @@ fn choosing_a_fold() {
         preprocessed.path(),
         r#"[{"train": ["case_2"], "val": ["case_3"]}]"#,
     );
-    let prepared = || Folds::of(&dataset, Some(preprocessed.path())).unwrap().folds;
+    let prepared = || {
+        Folds::of(&dataset, Some(preprocessed.path()))
+            .unwrap()
+            .folds
+    };
     assert_eq!(prepared()[0].train, ["case_2"]);
     write(
         folder.path(),
