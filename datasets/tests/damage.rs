@@ -55,6 +55,7 @@ fn fixtures() -> Vec<PathBuf> {
     let mut found = Vec::new();
     files_below(&root.join("tests/fixtures/formats"), &mut found);
     files_below(&root.join("tests/fixtures/dicom"), &mut found);
+    files_below(&root.join("tests/fixtures/dicom_findings"), &mut found);
     files_below(&root.join("../tests/golden_pipeline/formats"), &mut found);
     found.retain(|path| {
         let name = path.to_string_lossy();

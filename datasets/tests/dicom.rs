@@ -376,7 +376,7 @@ fn folders_that_are_no_single_whole_series() {
     let error = read_image(two.path()).unwrap_err().to_string();
     for word in [
         "2 DICOM series",
-        "(6 files, the first is s000.dcm)",
+        "(6 files, the first is s001.dcm)",
         "other.dcm",
     ] {
         assert!(error.contains(word), "{error}");
