@@ -173,6 +173,14 @@ impl Configuration {
         self.patch_size.len()
     }
 
+    /// Channels that are 0 outside the body: normalised within it alone.
+    pub fn masked_channels(&self) -> Vec<usize> {
+        (0..)
+            .zip(&self.use_mask_for_norm)
+            .filter_map(|(channel, masked)| masked.then_some(channel))
+            .collect()
+    }
+
     /// The spacing a case of the given one is resampled to.
     pub fn target_spacing(&self, current: [f64; 3]) -> [f64; 3] {
         match self.spacing[..] {

@@ -558,6 +558,7 @@ fn run_config(
             accumulate: 1,
             oversample_foreground: 0.33,
             augmentation,
+            masked_channels: configuration.masked_channels(),
             mirror_axes,
             validation_steps: 50,
             save_every: 50,

@@ -468,10 +468,7 @@ fn training_config(
         accumulate: args.accumulate,
         oversample_foreground: args.oversample_foreground,
         augmentation,
-        masked_channels: (0..)
-            .zip(&configuration.use_mask_for_norm)
-            .filter_map(|(channel, masked)| masked.then_some(channel))
-            .collect(),
+        masked_channels: configuration.masked_channels(),
         mirror_axes,
         validation_steps: args.validation_steps,
         save_every: args.save_every,
