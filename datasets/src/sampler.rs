@@ -90,7 +90,7 @@ impl TrainingCase {
     ) -> std::result::Result<Self, String> {
         let fits = |range: &Range<usize>, size: usize, count: usize| {
             file.get(range.clone()).is_some_and(|bytes| {
-                bytes.len() == size * count && bytes.as_ptr() as usize % size == 0
+                bytes.len() == size * count && (bytes.as_ptr() as usize).is_multiple_of(size)
             })
         };
         let voxels = shape[1..].iter().product::<usize>();

@@ -33,9 +33,9 @@ impl Case {
             channels: rng.pick(&[1, 3, 8, 16, 17, 40, 150]),
             states: rng.pick(&[1, 2, 4, 5, 16, 18]),
             rank: rng.pick(&[1, 3, 4, 6, 8, 12, 17]),
-            shared: rng.next() % 3 > 0,
-            optional: rng.next() % 2 == 0,
-            softplus: rng.next() % 4 > 0,
+            shared: !rng.next().is_multiple_of(3),
+            optional: rng.next().is_multiple_of(2),
+            softplus: !rng.next().is_multiple_of(4),
             kind: rng.pick(&[
                 Kind::Float,
                 Kind::Float,

@@ -275,7 +275,7 @@ fn convolutions() {
                 leaf(&[channels]),
             );
             let x = rng.restride(&x);
-            let with_bias = rng.next() % 2 == 0;
+            let with_bias = rng.next().is_multiple_of(2);
             let cot = rng.tensor(&[2, channels, length], -1.0, 1.0).to_kind(kind);
             let run = |op: fn(
                 &Tensor,

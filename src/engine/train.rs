@@ -181,7 +181,7 @@ impl Trainer<'_> {
                 }
             }
             let stopping = self.stop.is_set() && progress.step < total;
-            let due = epoch_done && (epoch + 1) % settings.save_every == 0;
+            let due = epoch_done && (epoch + 1).is_multiple_of(settings.save_every);
             if stopping || due || progress.step == total {
                 progress.seconds += started.elapsed().as_secs_f64();
                 started = Instant::now();

@@ -222,7 +222,7 @@ impl Photo {
 
     /// Whether the last channel is alpha.
     pub fn has_alpha(&self) -> bool {
-        self.channels % 2 == 0
+        self.channels.is_multiple_of(2)
     }
 
     /// Bytes of the samples.

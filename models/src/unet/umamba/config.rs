@@ -38,7 +38,7 @@ impl MixerStages {
     fn has(self, stage: usize, stages: usize) -> bool {
         match self {
             MixerStages::Bottleneck => stage + 1 == stages,
-            MixerStages::EveryOther => (stages - 1 - stage) % 2 == 0,
+            MixerStages::EveryOther => (stages - 1 - stage).is_multiple_of(2),
             MixerStages::Every => true,
         }
     }
