@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::parallel::for_each_in_order;
@@ -173,32 +173,27 @@ fn write(path: &Path, case: &PreparedCase, origin: &Origin) -> Result<()> {
     let locations = case.locations(&origin.classes);
     let counts: Vec<usize> = locations.iter().map(Vec::len).collect();
     let joined: Vec<u64> = locations.concat();
-    let bytes = |problem: String| DataError::Case {
-        case: case.id.clone(),
-        problem,
-    };
     let (Some(data), Some(seg)) = (case.image.as_slice(), case.seg.as_slice()) else {
-        return Err(bytes("its arrays are not contiguous".into()));
+        return Err(DataError::Case {
+            case: case.id.clone(),
+            problem: "its arrays are not contiguous".into(),
+        });
     };
-    let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes);
-    let views = [
-        (
-            "data",
-            view(Dtype::F32, case.image.shape(), bytemuck::cast_slice(data)),
-        ),
-        (
-            "seg",
-            view(Dtype::I16, case.seg.shape(), bytemuck::cast_slice(seg)),
-        ),
-        (
-            "locations",
-            view(Dtype::U64, &[joined.len()], bytemuck::cast_slice(&joined)),
-        ),
+    let mut at = 0;
+    let mut about = |dtype: &str, shape: &[usize], bytes: &[u8]| {
+        let from = at;
+        at += bytes.len();
+        serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [from, at]})
+    };
+    // locations first: they need the strictest alignment
+    let parts: [&[u8]; 3] = [
+        bytemuck::cast_slice(&joined),
+        bytemuck::cast_slice(data),
+        bytemuck::cast_slice(seg),
     ];
-    let mut tensors = Vec::new();
-    for (name, view) in views {
-        tensors.push((name, view.map_err(|e| bytes(e.to_string()))?));
-    }
+    let locations = about("U64", &[joined.len()], parts[0]);
+    let data = about("F32", case.image.shape(), parts[1]);
+    let seg = about("I16", case.seg.shape(), parts[2]);
     let metadata = HashMap::from([
         ("origin".to_owned(), json(origin)),
         ("location_counts".to_owned(), json(&counts)),
@@ -209,8 +204,20 @@ fn write(path: &Path, case: &PreparedCase, origin: &Origin) -> Result<()> {
         ),
         ("bounds".to_owned(), json(&case.source.bounds.concat())),
     ]);
-    let all = safetensors::serialize(tensors, Some(metadata)).map_err(|e| bytes(e.to_string()))?;
-    crate::atomically(path, |out| out.write_all(&all))
+    let header = serde_json::json!({
+        "__metadata__": metadata, "locations": locations, "data": data, "seg": seg,
+    });
+    let mut header = header.to_string();
+    // numbers after the header lie at multiples of 8
+    while header.len() % 8 != 0 {
+        header.push(' ');
+    }
+    // written as they lie in memory: a copy of the whole file would be the largest array of all
+    crate::atomically(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(header.as_bytes())?;
+        parts.iter().try_for_each(|part| out.write_all(part))
+    })
 }
 
 /// A value of the metadata.

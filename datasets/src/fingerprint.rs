@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::atomically;
 use crate::parallel::for_each_in_order;
-use crate::preprocess::{as_volume, crop_to_body, labels_as_volume, Intensity, Normalisation};
+use crate::preprocess::{as_volume, crop_to_body, label_volume, Intensity, Normalisation};
 use crate::{DataError, Dataset, Result, Split};
 
 /// Sizes, spacings and intensities of the training cases, in the axes of the files.
@@ -147,10 +147,9 @@ fn look_at(dataset: &Dataset, id: &str, kept: usize) -> Result<Seen> {
     let (image, label) = dataset.load_case(id, Split::Training)?;
     let dims = image.spatial_size().len();
     let (data, spacing) = as_volume(&image)?;
-    drop(image);
     let before: usize = data.shape()[1..].iter().product();
-    let label = labels_as_volume(&label)?;
-    let cropped = crop_to_body(data.view(), Some(&label));
+    let label = label_volume(&label)?;
+    let cropped = crop_to_body(data, Some(label));
     let size = cropped.bounds.map(|[from, to]| to - from);
     Ok(Seen {
         dims,

@@ -236,7 +236,7 @@ impl Checked {
         compare(
             &mut worst,
             "read_data",
-            &data,
+            &data.to_owned(),
             theirs.get("read_data")?,
             0.0,
         );
@@ -247,7 +247,7 @@ impl Checked {
         let [a, b, c] = plan.transpose_forward;
         let data = data.permuted_axes([0, a + 1, b + 1, c + 1]);
         let label = label.map(|l| l.permuted_axes([a, b, c]));
-        let mut cropped = crop_to_body(data.view(), label.as_ref());
+        let mut cropped = crop_to_body(data.view(), label.as_ref().map(|l| l.view()));
         compare(
             &mut worst,
             "cropped_data",

@@ -250,7 +250,7 @@ fn cropping(folder: &Path) -> Fallible<String> {
         let data: Array4<f32> = arrays.of::<_, Ix4>(&format!("{case}.data"))?;
         let seg: Array4<i16> = arrays.of::<_, Ix4>(&format!("{case}.seg"))?;
         let seg = seg.index_axis_move(Axis(0), 0);
-        for (seg, suffix) in [(Some(&seg), ""), (None, "_noseg")] {
+        for (seg, suffix) in [(Some(seg.view()), ""), (None, "_noseg")] {
             let cropped = crop_to_body(data.view(), seg);
             let named = format!("{case}.cropped_seg{suffix}");
             let labels = cropped.seg.insert_axis(Axis(0));

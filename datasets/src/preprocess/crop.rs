@@ -1,6 +1,6 @@
 //! Cropping to what is not zero, as nnU-Net crops.
 
-use ndarray::{s, Array3, Array4, ArrayView4, Zip};
+use ndarray::{s, Array3, Array4, ArrayView3, ArrayView4, Zip};
 
 /// A box of voxels, half open along each axis.
 pub type Bounds = [[usize; 2]; 3];
@@ -73,10 +73,17 @@ fn fill_holes(mask: &mut Array3<bool>) {
 pub fn bounds_of(mask: &Array3<bool>) -> Bounds {
     let size = [mask.dim().0, mask.dim().1, mask.dim().2];
     let mut bounds = size.map(|n| [n, 0]);
-    for ((z, y, x), _) in mask.indexed_iter().filter(|(_, m)| **m) {
-        for (range, at) in bounds.iter_mut().zip([z, y, x]) {
-            range[0] = range[0].min(at);
-            range[1] = range[1].max(at + 1);
+    for (z, plane) in mask.outer_iter().enumerate() {
+        for (y, row) in plane.outer_iter().enumerate() {
+            let Some(first) = row.iter().position(|m| *m) else {
+                continue;
+            };
+            // the row is known to have one
+            let last = row.len() - 1 - row.iter().rev().position(|m| *m).unwrap_or(0);
+            for (range, [low, high]) in bounds.iter_mut().zip([[z, z], [y, y], [first, last]]) {
+                range[0] = range[0].min(low);
+                range[1] = range[1].max(high + 1);
+            }
         }
     }
     if bounds[0][1] == 0 {
@@ -96,7 +103,7 @@ pub struct Cropped {
 }
 
 /// Crops an image, and its label map if it has one.
-pub fn crop_to_body(data: ArrayView4<f32>, seg: Option<&Array3<i16>>) -> Cropped {
+pub fn crop_to_body(data: ArrayView4<f32>, seg: Option<ArrayView3<i16>>) -> Cropped {
     let mask = body_mask(data);
     let bounds = bounds_of(&mask);
     let [z, y, x] = bounds;

@@ -6,7 +6,7 @@ pub mod normalise;
 pub mod resample;
 mod restore;
 
-use ndarray::{Array3, Array4, Axis, Ix3, Ix4};
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Ix3, Ix4};
 
 use crate::{Configuration, DataError, Geometry, Image, LabelMap, Plan, Result};
 pub use crop::{crop_to_body, Bounds};
@@ -61,10 +61,10 @@ const MOST_FOREGROUND: usize = 10_000;
 const LEAST_COVERAGE: f64 = 0.01;
 
 /// An image as a volume with its spacing; 2-D images get a slice axis in front.
-pub fn as_volume(image: &Image) -> Result<(Array4<f32>, [f64; 3])> {
+pub fn as_volume(image: &Image) -> Result<(ArrayView4<'_, f32>, [f64; 3])> {
     let data = match image.spatial_size().len() {
-        2 => image.data.clone().insert_axis(Axis(1)),
-        _ => image.data.clone(),
+        2 => image.data.view().insert_axis(Axis(1)),
+        _ => image.data.view(),
     };
     let dims = data.ndim() - 1;
     let data = data
@@ -91,9 +91,14 @@ pub fn volume_spacing(geometry: &Geometry) -> [f64; 3] {
 
 /// A label map as a volume.
 pub fn labels_as_volume(labels: &LabelMap) -> Result<Array3<i16>> {
+    label_volume(labels).map(|view| view.to_owned())
+}
+
+/// The same without a copy.
+pub fn label_volume(labels: &LabelMap) -> Result<ArrayView3<'_, i16>> {
     let data = match labels.data.ndim() {
-        2 => labels.data.clone().insert_axis(Axis(0)),
-        _ => labels.data.clone(),
+        2 => labels.data.view().insert_axis(Axis(0)),
+        _ => labels.data.view(),
     };
     data.into_dimensionality::<Ix3>()
         .map_err(|_| DataError::Case {
@@ -153,7 +158,7 @@ pub fn prepare_with(
     let data = data.permuted_axes([0, a + 1, b + 1, c + 1]);
     let spacing = [spacing[a], spacing[b], spacing[c]];
     let seg = label
-        .map(labels_as_volume)
+        .map(label_volume)
         .transpose()?
         .map(|l| l.permuted_axes([a, b, c]));
     let size = [data.shape()[1], data.shape()[2], data.shape()[3]];
@@ -161,7 +166,7 @@ pub fn prepare_with(
         mut data,
         seg,
         bounds,
-    } = crop_to_body(data.view(), seg.as_ref());
+    } = crop_to_body(data.view(), seg);
     normalise(&mut data, &seg, plan, configuration).map_err(fail)?;
 
     let target = configuration.target_spacing(spacing);

@@ -1,6 +1,6 @@
 //! Label maps on another grid: each class's share of a position decides.
 
-use ndarray::{Array3, ArrayView3, Axis};
+use ndarray::Array3;
 
 use super::{Order, Regrid, Resampling, Sampler};
 
@@ -26,55 +26,44 @@ pub fn resample_labels(
     }
     let (order, _) = how.orders();
     let size = [labels.shape()[0], labels.shape()[1], labels.shape()[2]];
-    // The axis across thick slices is picked from afterwards.
-    let within: [usize; 3] = std::array::from_fn(|a| match to.separate {
-        Some(axis) if axis == a => size[a],
-        _ => to.size[a],
+    // across thick slices, and everywhere for order 0, the nearest counts alone
+    let samplers: [Sampler; 3] = std::array::from_fn(|a| {
+        let picks = order == Order::Nearest || to.separate == Some(a);
+        match picks {
+            true => Sampler::picking(size[a], to.size[a]),
+            false => Sampler::new(size[a], to.size[a]),
+        }
     });
-    let samplers: [Sampler; 3] = std::array::from_fn(|a| Sampler::new(size[a], within[a]));
-    let resized = match order {
-        Order::Nearest => pick(labels.view(), &samplers),
-        _ => by_share(labels.view(), &samplers, within, rule),
-    };
-    match to.separate {
-        Some(axis) if size[axis] != to.size[axis] => {
-            let nearest = Sampler::new(size[axis], to.size[axis]).nearest;
-            resized.select(Axis(axis), &nearest)
-        }
-        _ => resized,
-    }
-}
-
-fn pick(labels: ArrayView3<i16>, samplers: &[Sampler; 3]) -> Array3<i16> {
-    let mut picked = labels.to_owned();
-    for (axis, sampler) in samplers.iter().enumerate() {
-        if sampler.nearest.len() != picked.shape()[axis] {
-            picked = picked.select(Axis(axis), &sampler.nearest);
-        }
-    }
-    picked
+    by_share(&labels, &samplers, to.size, rule)
 }
 
 fn by_share(
-    labels: ArrayView3<i16>,
+    labels: &Array3<i16>,
     [z, y, x]: &[Sampler; 3],
     size: [usize; 3],
     rule: LabelRule,
 ) -> Array3<i16> {
+    let (_, ny, nx) = labels.dim();
+    let labels = labels.as_standard_layout();
     let mut out = Array3::zeros(size);
     let mut shares: Vec<(i16, f64)> = Vec::with_capacity(8);
+    let Some(values) = labels.as_slice() else {
+        return out;
+    };
     for (k, mut plane) in out.outer_iter_mut().enumerate() {
         let ((z0, z1), zs) = (z.neighbours[k], z.share[k]);
-        let slices = [
-            labels.index_axis(Axis(0), z0),
-            labels.index_axis(Axis(0), z1),
-        ];
         let z_weights = [1.0 - zs, zs];
         for (j, mut row) in plane.outer_iter_mut().enumerate() {
             let ((y0, y1), ys) = (y.neighbours[j], y.share[j]);
             let y_weights = [1.0 - ys, ys];
-            let rows: [_; 4] =
-                std::array::from_fn(|n| slices[n / 2].index_axis_move(Axis(0), [y0, y1][n % 2]));
+            let rows: [&[i16]; 4] = std::array::from_fn(|n| {
+                &values[([z0, z1][n / 2] * ny + [y0, y1][n % 2]) * nx..][..nx]
+            });
+            let alike = rows[1..].iter().all(|r| *r == rows[0]);
+            if alike && rows[0].iter().all(|v| *v == rows[0][0]) {
+                row.fill(rows[0][0]);
+                continue;
+            }
             let weights: [f64; 4] = std::array::from_fn(|n| z_weights[n / 2] * y_weights[n % 2]);
             for (i, out) in row.iter_mut().enumerate() {
                 let ((x0, x1), xs) = (x.neighbours[i], x.share[i]);

@@ -1,7 +1,5 @@
 //! Resizing along one axis: the separable step that the rest is made of.
 
-use ndarray::{Array3, Axis};
-
 use super::Order;
 
 /// Edge samples repeated before a spline is fitted; beyond them it is mirrored.
@@ -22,6 +20,18 @@ pub struct Sampler {
     pub share: Vec<f64>,
     /// Index nearest to each position.
     pub nearest: Vec<usize>,
+}
+
+impl Sampler {
+    /// Samples that are picked, not mixed.
+    pub(super) fn picking(n_in: usize, n_out: usize) -> Self {
+        let nearest = Self::new(n_in, n_out).nearest;
+        Self {
+            neighbours: nearest.iter().map(|n| (*n, *n)).collect(),
+            share: vec![0.0; n_out],
+            nearest,
+        }
+    }
 }
 
 /// Position of an output index in the input.
@@ -53,39 +63,6 @@ impl Sampler {
     }
 }
 
-/// Resizes one axis; the same size passes through.
-pub(super) fn resize_axis(
-    data: Array3<f64>,
-    axis: usize,
-    n_out: usize,
-    order: Order,
-) -> Array3<f64> {
-    let n_in = data.shape()[axis];
-    if n_in == n_out {
-        return data;
-    }
-    match order {
-        Order::Nearest => data.select(Axis(axis), &Sampler::new(n_in, n_out).nearest),
-        Order::Linear => linear(&data, axis, n_out),
-        Order::Cubic => cubic(data, axis, n_out),
-    }
-}
-
-fn linear(data: &Array3<f64>, axis: usize, n_out: usize) -> Array3<f64> {
-    let sampler = Sampler::new(data.shape()[axis], n_out);
-    let mut size = data.raw_dim();
-    size[axis] = n_out;
-    let mut out = Array3::zeros(size);
-    for (i, mut plane) in out.axis_iter_mut(Axis(axis)).enumerate() {
-        let ((a, b), share) = (sampler.neighbours[i], sampler.share[i]);
-        ndarray::Zip::from(&mut plane)
-            .and(&data.index_axis(Axis(axis), a))
-            .and(&data.index_axis(Axis(axis), b))
-            .for_each(|out, &a, &b| *out = a * (1.0 - share) + b * share);
-    }
-    out
-}
-
 /// First coefficient and weights of each output position.
 fn taps(n_in: usize, n_out: usize) -> Vec<(usize, [f64; 4])> {
     (0..n_out)
@@ -102,51 +79,147 @@ fn taps(n_in: usize, n_out: usize) -> Vec<(usize, [f64; 4])> {
         .collect()
 }
 
-fn cubic(data: Array3<f64>, axis: usize, n_out: usize) -> Array3<f64> {
-    let data = data.as_standard_layout().into_owned();
-    let n_in = data.shape()[axis];
-    let mut size = data.raw_dim();
-    size[axis] = n_out;
-    let mut out = Array3::<f64>::zeros(size);
-    let inner: usize = data.shape()[axis + 1..].iter().product();
-    let outer: usize = data.shape()[..axis].iter().product();
-    let taps = taps(n_in, n_out);
-    let (Some(source), Some(target)) = (data.as_slice(), out.as_slice_mut()) else {
-        return out;
-    };
-    let lines = outer * inner;
-    let mut buffer = vec![[0f64; LANES]; n_in + 2 * EDGE];
-    let mut first = 0;
-    while first < lines {
-        let count = LANES.min(lines - first);
-        // a line's first element, and the distance of its elements: `inner`
-        let start = |line: usize, n: usize| (line / inner) * n * inner + line % inner;
-        let from: [usize; LANES] = std::array::from_fn(|l| start((first + l).min(lines - 1), n_in));
-        for p in 0..n_in {
-            let row = &mut buffer[EDGE + p];
-            for (value, from) in row.iter_mut().zip(&from) {
-                *value = source[from + p * inner];
+/// One axis resized, with what it takes to do so again and again.
+pub(super) struct Resizer {
+    n_in: usize,
+    n_out: usize,
+    how: How,
+    /// Lines side by side, their ends repeated.
+    buffer: Vec<[f64; LANES]>,
+}
+
+enum How {
+    Nearest(Sampler),
+    Linear(Sampler),
+    Cubic(Vec<(usize, [f64; 4])>),
+}
+
+impl Resizer {
+    pub(super) fn new(n_in: usize, n_out: usize, order: Order) -> Self {
+        let (how, edges) = match order {
+            Order::Nearest => (How::Nearest(Sampler::new(n_in, n_out)), 0),
+            Order::Linear => (How::Linear(Sampler::new(n_in, n_out)), 0),
+            Order::Cubic => (How::Cubic(taps(n_in, n_out)), 2 * EDGE),
+        };
+        Self {
+            n_in,
+            n_out,
+            how,
+            buffer: vec![[0.0; LANES]; n_in + edges],
+        }
+    }
+
+    /// Whether nothing changes, so that there is nothing to run.
+    pub(super) fn passes(&self) -> bool {
+        self.n_in == self.n_out
+    }
+
+    /// Resizes an array in which `inner` elements lie between neighbours along the axis. `finish` makes the numbers that are stored.
+    pub(super) fn run<T>(
+        &mut self,
+        source: &[f64],
+        target: &mut [T],
+        inner: usize,
+        finish: impl Fn(f64) -> T,
+    ) {
+        match &self.how {
+            How::Nearest(sampler) => {
+                self.each_row(source, target, inner, |i, plane, out| {
+                    let from = &plane[sampler.nearest[i] * inner..][..inner];
+                    for (out, v) in out.iter_mut().zip(from) {
+                        *out = finish(*v);
+                    }
+                });
+            }
+            How::Linear(sampler) => {
+                self.each_row(source, target, inner, |i, plane, out| {
+                    let ((a, b), share) = (sampler.neighbours[i], sampler.share[i]);
+                    let (a, b) = (&plane[a * inner..][..inner], &plane[b * inner..][..inner]);
+                    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                        *out = finish(a * (1.0 - share) + b * share);
+                    }
+                });
+            }
+            How::Cubic(_) => self.cubic(source, target, inner, finish),
+        }
+    }
+
+    /// Runs over output index, the part of the source it is made from, and the run of elements it fills.
+    fn each_row<T>(
+        &self,
+        source: &[f64],
+        target: &mut [T],
+        inner: usize,
+        mut row: impl FnMut(usize, &[f64], &mut [T]),
+    ) {
+        let planes = source.chunks_exact((self.n_in * inner).max(1));
+        for (plane, out) in planes.zip(target.chunks_exact_mut((self.n_out * inner).max(1))) {
+            for (i, out) in out.chunks_exact_mut(inner).enumerate() {
+                row(i, plane, out);
             }
         }
-        let (head, tail) = (buffer[EDGE], buffer[EDGE + n_in - 1]);
-        buffer[..EDGE].fill(head);
-        buffer[EDGE + n_in..].fill(tail);
-        coefficients(&mut buffer);
-        let to: [usize; LANES] = std::array::from_fn(|l| start((first + l).min(lines - 1), n_out));
-        for (i, (begin, weights)) in taps.iter().enumerate() {
-            let mut sum = [0f64; LANES];
-            for (row, weight) in buffer[*begin..begin + 4].iter().zip(weights) {
-                for (sum, value) in sum.iter_mut().zip(row) {
-                    *sum += weight * value;
+    }
+
+    fn cubic<T>(
+        &mut self,
+        source: &[f64],
+        target: &mut [T],
+        inner: usize,
+        finish: impl Fn(f64) -> T,
+    ) {
+        let (n_in, n_out) = (self.n_in, self.n_out);
+        let How::Cubic(taps) = &self.how else {
+            return;
+        };
+        let buffer = &mut self.buffer[..];
+        let lines = source.len() / n_in.max(1);
+        let mut first = 0;
+        while first < lines {
+            let count = LANES.min(lines - first);
+            // a line's first element, and the distance of its elements: `inner`
+            let start = |line: usize, n: usize| (line / inner) * n * inner + line % inner;
+            let side_by_side = first % inner + count <= inner;
+            if side_by_side && count == LANES {
+                let from = start(first, n_in);
+                for (p, row) in buffer[EDGE..EDGE + n_in].iter_mut().enumerate() {
+                    row.copy_from_slice(&source[from + p * inner..][..LANES]);
+                }
+            } else {
+                let from: [usize; LANES] =
+                    std::array::from_fn(|l| start((first + l).min(lines - 1), n_in));
+                for (p, row) in buffer[EDGE..EDGE + n_in].iter_mut().enumerate() {
+                    for (value, from) in row.iter_mut().zip(&from) {
+                        *value = source[from + p * inner];
+                    }
                 }
             }
-            for (sum, to) in sum.iter().zip(&to).take(count) {
-                target[to + i * inner] = *sum;
+            let (head, tail) = (buffer[EDGE], buffer[EDGE + n_in - 1]);
+            buffer[..EDGE].fill(head);
+            buffer[EDGE + n_in..].fill(tail);
+            coefficients(buffer);
+            let to: [usize; LANES] =
+                std::array::from_fn(|l| start((first + l).min(lines - 1), n_out));
+            for (i, (begin, weights)) in taps.iter().enumerate() {
+                let mut sum = [0f64; LANES];
+                for (row, weight) in buffer[*begin..begin + 4].iter().zip(weights) {
+                    for (sum, value) in sum.iter_mut().zip(row) {
+                        *sum += weight * value;
+                    }
+                }
+                if side_by_side {
+                    let out = &mut target[to[0] + i * inner..][..count];
+                    for (out, sum) in out.iter_mut().zip(&sum) {
+                        *out = finish(*sum);
+                    }
+                } else {
+                    for (sum, to) in sum.iter().zip(&to).take(count) {
+                        target[to + i * inner] = finish(*sum);
+                    }
+                }
             }
+            first += count;
         }
-        first += count;
     }
-    out
 }
 
 /// Samples to spline coefficients, in place, mirrored at both ends (Unser 1999, box 2).

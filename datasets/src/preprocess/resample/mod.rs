@@ -8,11 +8,11 @@
 mod labels;
 mod lines;
 
-use ndarray::{Array3, Array4, ArrayView3, Axis, Zip};
+use ndarray::{Array4, ArrayView2, ArrayView3, ArrayViewMut3, Axis};
 use serde::{Deserialize, Serialize};
 
 pub use labels::{resample_labels, LabelRule};
-use lines::resize_axis;
+use lines::Resizer;
 pub use lines::Sampler;
 
 /// Spacings that differ by more than this factor make slices thick.
@@ -150,65 +150,185 @@ pub fn resample_image(data: Array4<f32>, to: &Regrid, how: &Resampling) -> Array
     }
     let (order, order_z) = how.orders();
     let mut out = Array4::zeros((data.shape()[0], to.size[0], to.size[1], to.size[2]));
-    for (channel, mut target) in data.outer_iter().zip(out.outer_iter_mut()) {
-        let resized = resample_channel(channel, to, order, order_z);
-        Zip::from(&mut target)
-            .and(&resized)
-            .for_each(|t, &v| *t = v as f32);
+    match to.separate {
+        None => {
+            let mut volume = Volume::new(size, to.size, order);
+            for (channel, target) in data.outer_iter().zip(out.outer_iter_mut()) {
+                volume.resample(channel, target);
+            }
+        }
+        Some(axis) => {
+            let (rows, columns) = match axis {
+                0 => (1, 2),
+                1 => (0, 2),
+                _ => (0, 1),
+            };
+            let mut plane = Plane::new(
+                [size[rows], size[columns]],
+                [to.size[rows], to.size[columns]],
+                order,
+            );
+            let across = match order_z {
+                _ if size[axis] == to.size[axis] => Sampler::picking(size[axis], size[axis]),
+                Order::Nearest => Sampler::picking(size[axis], to.size[axis]),
+                _ => Sampler::new(size[axis], to.size[axis]),
+            };
+            for (channel, mut target) in data.outer_iter().zip(out.outer_iter_mut()) {
+                slice_by_slice(channel, target.view_mut(), axis, &mut plane, &across);
+            }
+        }
     }
     out
 }
 
-/// One channel, in float64.
-fn resample_channel(
+/// Slices along an axis, each resized by itself; only those that are picked, and none twice in a row.
+fn slice_by_slice(
     channel: ArrayView3<f32>,
-    to: &Regrid,
-    order: Order,
-    order_z: Order,
-) -> Array3<f64> {
-    let mut data = channel.mapv(f64::from);
-    let limits = limits(&data, to.separate);
-    for axis in (0..3).filter(|&a| Some(a) != to.separate) {
-        data = resize_axis(data, axis, to.size[axis], order);
-    }
-    if order == Order::Cubic {
-        clip(&mut data, to.separate, &limits);
-    }
-    match to.separate {
-        Some(axis) => resize_axis(data, axis, to.size[axis], order_z),
-        None => data,
-    }
-}
-
-/// Smallest and largest value: of each slice along an axis, or of all.
-fn limits(data: &Array3<f64>, separate: Option<usize>) -> Vec<(f64, f64)> {
-    let of = |values: ArrayView3<f64>| {
-        values
-            .iter()
-            .fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)))
-    };
-    match separate {
-        None => vec![of(data.view())],
-        Some(axis) => data
-            .axis_iter(Axis(axis))
-            .map(|slice| of(slice.insert_axis(Axis(axis))))
-            .collect(),
-    }
-}
-
-/// A spline may overshoot: nothing leaves the range of what it was made from.
-fn clip(data: &mut Array3<f64>, separate: Option<usize>, limits: &[(f64, f64)]) {
-    match separate {
-        None => {
-            let (low, high) = limits[0];
-            data.mapv_inplace(|v| v.clamp(low, high));
-        }
-        Some(axis) => {
-            for (mut slice, &(low, high)) in data.axis_iter_mut(Axis(axis)).zip(limits) {
-                slice.mapv_inplace(|v| v.clamp(low, high));
+    mut target: ArrayViewMut3<f32>,
+    axis: usize,
+    plane: &mut Plane,
+    across: &Sampler,
+) {
+    // the last two slices made, the latest first
+    let mut made: [(usize, Vec<f64>); 2] = std::array::from_fn(|_| (usize::MAX, Vec::new()));
+    for (k, mut out) in target.axis_iter_mut(Axis(axis)).enumerate() {
+        let ((before, after), share) = (across.neighbours[k], across.share[k]);
+        for wanted in [before, after] {
+            if made.iter().all(|m| m.0 != wanted) {
+                made.swap(0, 1);
+                made[0].0 = wanted;
+                let slice = channel.index_axis(Axis(axis), wanted);
+                let limits = limits(slice.iter());
+                let resized = plane.resize(slice, Some(limits));
+                made[0].1.clear();
+                made[0].1.extend_from_slice(resized);
             }
         }
+        let of = |index: usize| match made[0].0 == index {
+            true => &made[0].1,
+            false => &made[1].1,
+        };
+        let (before, after) = (of(before), of(after));
+        for ((out, &a), &b) in out.iter_mut().zip(before).zip(after) {
+            *out = match share == 0.0 {
+                true => a as f32,
+                false => (a * (1.0 - share) + b * share) as f32,
+            };
+        }
     }
+}
+
+/// A slice resized along its two axes, with room for what lies between.
+struct Plane {
+    rows: Resizer,
+    columns: Resizer,
+    size: [usize; 2],
+    /// The size after the first step, and at the end.
+    sizes: [usize; 2],
+    clips: bool,
+    source: Vec<f64>,
+    between: Vec<f64>,
+    resized: Vec<f64>,
+}
+
+impl Plane {
+    fn new(size: [usize; 2], to: [usize; 2], order: Order) -> Self {
+        let sizes = [to[0] * size[1], to[0] * to[1]];
+        Self {
+            rows: Resizer::new(size[0], to[0], order),
+            columns: Resizer::new(size[1], to[1], order),
+            size,
+            sizes,
+            clips: order == Order::Cubic,
+            source: Vec::new(),
+            between: vec![0.0; sizes[0]],
+            resized: vec![0.0; sizes[1]],
+        }
+    }
+
+    /// The slice resized; a spline may overshoot, and with limits nothing leaves them.
+    fn resize(&mut self, slice: ArrayView2<f32>, limits: Option<(f32, f32)>) -> &[f64] {
+        self.source.clear();
+        match slice.as_slice() {
+            Some(values) => self.source.extend(values.iter().map(|v| f64::from(*v))),
+            None => self.source.extend(slice.iter().map(|v| f64::from(*v))),
+        }
+        match self.rows.passes() {
+            true => std::mem::swap(&mut self.source, &mut self.between),
+            false => {
+                self.between.resize(self.sizes[0], 0.0);
+                let inner = self.size[1];
+                self.rows
+                    .run(&self.source, &mut self.between, inner, |v| v);
+            }
+        }
+        match self.columns.passes() {
+            true => std::mem::swap(&mut self.between, &mut self.resized),
+            false => {
+                self.resized.resize(self.sizes[1], 0.0);
+                self.columns
+                    .run(&self.between, &mut self.resized, 1, |v| v);
+            }
+        }
+        if let Some((low, high)) = limits.filter(|_| self.clips) {
+            let (low, high) = (f64::from(low), f64::from(high));
+            for value in &mut self.resized {
+                *value = value.max(low).min(high);
+            }
+        }
+        &self.resized
+    }
+}
+
+/// A volume resized along all three axes.
+struct Volume {
+    plane: Plane,
+    across: Resizer,
+    /// Every slice of the source at its new size.
+    slices: Vec<f64>,
+}
+
+impl Volume {
+    fn new(size: [usize; 3], to: [usize; 3], order: Order) -> Self {
+        Self {
+            plane: Plane::new([size[1], size[2]], [to[1], to[2]], order),
+            across: Resizer::new(size[0], to[0], order),
+            slices: Vec::new(),
+        }
+    }
+
+    fn resample(&mut self, channel: ArrayView3<f32>, mut target: ArrayViewMut3<f32>) {
+        let (low, high) = limits(channel.iter());
+        let (low, high) = match self.plane.clips {
+            true => (f64::from(low), f64::from(high)),
+            false => (f64::MIN, f64::MAX),
+        };
+        let finish = |v: f64| v.max(low).min(high) as f32;
+        if self.across.passes() {
+            for (slice, mut out) in channel.outer_iter().zip(target.outer_iter_mut()) {
+                let resized = self.plane.resize(slice, None);
+                for (out, v) in out.iter_mut().zip(resized) {
+                    *out = finish(*v);
+                }
+            }
+            return;
+        }
+        self.slices.clear();
+        for slice in channel.outer_iter() {
+            self.slices
+                .extend_from_slice(self.plane.resize(slice, None));
+        }
+        let inner = target.dim().1 * target.dim().2;
+        // made in standard layout by the caller
+        if let Some(target) = target.as_slice_mut() {
+            self.across.run(&self.slices, target, inner, finish);
+        }
+    }
+}
+
+/// Smallest and largest of some values.
+fn limits<'a>(values: impl Iterator<Item = &'a f32>) -> (f32, f32) {
+    values.fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)))
 }
 
 #[cfg(test)]
