@@ -12,7 +12,10 @@ use vision_mamba_datasets::cache::Cache;
 use vision_mamba_datasets::{Dataset, Fingerprint, Plan};
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
     let [raw, plans, name, out, rest @ ..] = &args[..] else {
         println!("arguments: RAW_DATASET PLANS.json CONFIGURATION OUT_DIR [ROUNDS]");
         return;

@@ -731,7 +731,7 @@ pub struct EvaluateSegmentationArgs {
     /// Predicted label maps
     #[arg(long, value_name = "DIR")]
     pub pred: PathBuf,
-    /// Reference label maps of the same names
+    /// Reference label maps of the same names (endings may differ)
     #[arg(long = "ref", value_name = "DIR")]
     pub reference: PathBuf,
     /// The data set's dataset.json, for label names [default: looked for beside the folders]
@@ -740,9 +740,10 @@ pub struct EvaluateSegmentationArgs {
     /// Surface distances too: HD, HD95, ASSD and normalised surface Dice, in the unit of the files' spacing
     #[arg(long)]
     pub surface: bool,
-    /// Distance that normalised surface Dice tolerates, in the unit of the spacing (mm)
-    #[arg(long, value_name = "MM", default_value_t = 1.0)]
-    pub tolerance: f64,
+    /// Distance that normalised surface Dice tolerates, in the unit of the spacing (mm), of all classes or as CLASS=MM of one (by name or
+    /// label); may be given several times [default: 1]
+    #[arg(long, value_name = "[CLASS=]MM")]
+    pub tolerance: Vec<String>,
     /// Definitions of distances and of what empty masks count
     #[arg(long, value_enum, default_value = "nnunet")]
     pub convention: Convention,
@@ -755,9 +756,15 @@ pub struct EvaluateSegmentationArgs {
     /// Count objects that touch the border too (umamba-cell)
     #[arg(long)]
     pub border_cells: bool,
+    /// Score the predicted cases alone; otherwise a reference without prediction is a failure
+    #[arg(long)]
+    pub predicted_only: bool,
     /// Write all numbers here, in nnU-Net's summary form
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write a row for every case and class here, separated by commas
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
     /// Images (CASE_0000.EXT) to draw overlays on
     #[arg(long, value_name = "DIR", requires = "overlays")]
     pub images: Option<PathBuf>,

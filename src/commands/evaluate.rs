@@ -1,30 +1,27 @@
 //! `evaluate segmentation`: overlap of two folders of label maps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 use image::RgbImage;
-use ndarray::{Array2, ArrayD, Axis, Ix2};
+use ndarray::{s, Array2, ArrayD, Axis, Ix2};
+use vision_mamba_datasets::io::{known_endings, writable_label_endings, Endings};
 use vision_mamba_datasets::parallel::for_each_in_order;
-use vision_mamba_datasets::preprocess::{labels_as_volume, volume_spacing};
+use vision_mamba_datasets::preprocess::{label_volume, volume_spacing};
 use vision_mamba_datasets::{read_image, read_labels, DatasetJson, LabelMap};
 
 use crate::cli::args::{EvaluateSegmentationArgs, Global, ProtocolChoice};
 use crate::cli::exit::Misuse;
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
-use crate::engine::run_folder::write_json;
+use crate::engine::run_folder::{write_atomic, write_json};
 use crate::metrics::overlap::{counts, mean, Counts};
-use crate::metrics::protocol::mask_of;
-use crate::metrics::summary::{summarise, Scored, Summary};
+use crate::metrics::protocol::{mask_of, Tolerances};
+use crate::metrics::summary::{key, summarise, voxel_ml, Scored, Summary};
+use crate::metrics::surface::boxes;
 use crate::report::overlay::{montage, triptych};
 use crate::report::save_png;
-
-/// Endings of label maps, longest first so that `.nii.gz` is not read as `.gz`.
-const ENDINGS: [&str; 9] = [
-    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tiff", ".tif", ".png",
-];
 
 /// Scores a folder and prints, writes and draws what was asked for.
 pub fn segmentation(
@@ -40,69 +37,231 @@ pub fn segmentation(
             )));
         }
     }
-    if !(args.tolerance.is_finite() && args.tolerance >= 0.0) {
-        return Err(Misuse::error("--tolerance: must be zero or more"));
+    for note in doubts(args) {
+        printer.warning(&note);
     }
     if args.protocol != ProtocolChoice::Classes {
-        return super::evaluate_protocol::run(args, printer);
+        return super::evaluate_protocol::run(args, global, printer);
     }
-    let references = label_files(&args.reference)?;
+    let mut references = label_files(&args.reference)?;
     ensure!(
         !references.is_empty(),
         "{} holds no label maps ({})",
         args.reference.display(),
-        ENDINGS.join(", ")
+        writable_label_endings()
     );
-    let scored = Classes::find(args, &references)?;
+    let predictions = Predictions::in_folder(&args.pred)?;
+    if args.predicted_only {
+        references.retain(|r| predictions.of(r).is_ok());
+        ensure!(
+            !references.is_empty(),
+            "{} holds no prediction of a case in {}",
+            args.pred.display(),
+            args.reference.display()
+        );
+    }
+    let extra = predictions.without_reference(&references);
+    if !extra.is_empty() {
+        printer.warning(&format!(
+            "{} prediction(s) have no reference and are left out: {}",
+            extra.len(),
+            some_of(&extra)
+        ));
+    }
+    let threads = super::plan::threads(global);
+    let scored = Classes::find(args, &references, threads)?;
+    let tolerances = tolerances(&args.tolerance, &scored.classes)?;
     if let Some(out) = &args.overlays {
         std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     }
     let mut bar = Progress::new(printer, "evaluating", references.len() as u64);
-    let (mut cases, mut failures) = (Vec::new(), Vec::new());
+    let (mut cases, mut failures, mut moved) = (Vec::new(), Vec::new(), Vec::new());
     for_each_in_order(
         &references,
-        super::plan::threads(global),
-        |reference| score(args, reference, &scored),
+        threads,
+        |reference| score(args, &predictions, reference, &scored, &tolerances),
         |_, outcome| {
             match outcome {
-                Ok(case) => cases.push(case),
+                Ok((case, note)) => {
+                    cases.push(case);
+                    moved.extend(note);
+                }
                 Err(error) => failures.push(format!("{error:#}")),
             }
             bar.step(String::new);
         },
     );
     bar.finish();
+    if !moved.is_empty() {
+        printer.warning(&format!(
+            "{} prediction(s) lie elsewhere than their references, whose spacing counts: {}",
+            moved.len(),
+            some_of(&moved)
+        ));
+    }
+    for failure in &failures {
+        printer.warning(failure);
+    }
     if !cases.is_empty() {
-        let tolerance = args.surface.then_some(args.tolerance);
-        let summary: Summary = summarise(&cases, &scored.classes, args.convention, tolerance);
+        let tolerances = args.surface.then_some(&tolerances);
+        let summary: Summary = summarise(&cases, &scored.classes, args.convention, tolerances);
+        // the table is there even where nothing can be written
+        printer.data(&summary.table());
         if let Some(path) = &args.json {
             write_json(path, &summary)?;
         }
-        draw_overview(args, &cases, &scored.names())?;
-        printer.data(&summary.table());
-    }
-    match failures.len() {
-        0 => Ok(()),
-        n => {
-            for failure in &failures {
-                printer.warning(failure);
-            }
-            bail!(
-                "{n} of {} case(s) could not be scored: {}",
-                references.len(),
-                failures[0]
-            )
+        if let Some(path) = &args.csv {
+            write_atomic(path, summary.csv().as_bytes())?;
         }
+        draw_overview(args, &cases, &scored.names())?;
+    }
+    match failures.first() {
+        None => Ok(()),
+        Some(first) => bail!(
+            "{} of {} case(s) could not be scored: {first}",
+            failures.len(),
+            references.len()
+        ),
+    }
+}
+
+/// What looks like a slip in the choice of folders.
+fn doubts(args: &EvaluateSegmentationArgs) -> Vec<String> {
+    let holds_references = |folder: &Path| {
+        let name = folder.file_name().unwrap_or_default();
+        ["labelsTr", "labelsTs", "gt_segmentations"]
+            .iter()
+            .any(|n| name == *n)
+    };
+    let mut doubts = Vec::new();
+    let same = args.pred.canonicalize().ok() == args.reference.canonicalize().ok();
+    if same {
+        doubts.push(
+            "--pred and --ref are the same folder: every case is compared with itself".into(),
+        );
+    }
+    if !same && holds_references(&args.pred) && !holds_references(&args.reference) {
+        doubts.push(format!(
+            "{} looks like references; are --pred and --ref exchanged?",
+            args.pred.display()
+        ));
+    }
+    doubts
+}
+
+/// A few of many, for a message.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>();
+    match names.len() > SHOWN {
+        true => format!("{}, ...", shown.join(", ")),
+        false => shown.join(", "),
+    }
+}
+
+/// The tolerance of each class: one for all, and those of single classes by name or label.
+fn tolerances(given: &[String], classes: &[(String, Vec<i16>)]) -> Result<Tolerances> {
+    let wrong = |text: &str, why: &str| Misuse::error(format!("--tolerance {text}: {why}"));
+    let distance = |text: &str, number: &str| {
+        let value = number.trim().parse::<f64>().ok();
+        value
+            .filter(|v| v.is_finite() && *v >= 0.0)
+            .ok_or_else(|| wrong(text, "expected a number of mm, zero or more, or CLASS=MM"))
+    };
+    let mut all: Vec<(String, f64)> = classes.iter().map(|c| (c.0.clone(), 1.0)).collect();
+    for text in given.iter().filter(|t| !t.contains('=')) {
+        let value = distance(text, text)?;
+        all.iter_mut().for_each(|c| c.1 = value);
+    }
+    for text in given {
+        let Some((class, number)) = text.rsplit_once('=') else {
+            continue;
+        };
+        let value = distance(text, number)?;
+        let class = class.trim();
+        let at = classes
+            .iter()
+            .position(|(name, values)| name == class || key(values) == class)
+            .ok_or_else(|| {
+                let names: Vec<&str> = classes.iter().map(|c| c.0.as_str()).collect();
+                wrong(
+                    text,
+                    &format!("no such class; there are {}", names.join(", ")),
+                )
+            })?;
+        all[at].1 = value;
+    }
+    Ok(Tolerances { classes: all })
+}
+
+/// The predicted label maps of a folder, by case.
+pub struct Predictions {
+    folder: PathBuf,
+    files: BTreeMap<String, Vec<PathBuf>>,
+}
+
+impl Predictions {
+    /// Lists a folder.
+    pub fn in_folder(folder: &Path) -> Result<Self> {
+        let mut files: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+        for path in label_files(folder)? {
+            if let Some((case, _)) = split_ending(&path) {
+                files.entry(case).or_default().push(path);
+            }
+        }
+        Ok(Self {
+            folder: folder.into(),
+            files,
+        })
+    }
+
+    /// The prediction of a reference's case: of the same ending, or the only one of another.
+    pub fn of(&self, reference: &Path) -> Result<&Path> {
+        let (case, ending) = split_ending(reference).context("reference has no known ending")?;
+        let found = self.files.get(&case).map_or(&[][..], Vec::as_slice);
+        let same = |p: &&PathBuf| split_ending(p).is_some_and(|(_, e)| e == ending);
+        match (found.iter().find(same), found) {
+            (Some(path), _) | (None, [path]) => Ok(path),
+            (None, []) => bail!(
+                "{} is missing; predict this case too, or take its reference out",
+                self.folder.join(format!("{case}{ending}")).display()
+            ),
+            (None, [a, b, ..]) => bail!(
+                "{} and {} are both predictions of {case}; take one of them out",
+                a.display(),
+                b.display()
+            ),
+        }
+    }
+
+    /// Names of predictions that no reference is for.
+    fn without_reference(&self, references: &[PathBuf]) -> Vec<String> {
+        let cases: BTreeSet<String> = references
+            .iter()
+            .filter_map(|r| Some(split_ending(r)?.0))
+            .collect();
+        // of the kinds of files that predictions are; pictures drawn beside them are none
+        let kinds: BTreeSet<&str> = references
+            .iter()
+            .filter_map(|r| Some(split_ending(self.of(r).ok()?)?.1))
+            .collect();
+        let drawn =
+            |case: &str| ["overview", "progress"].contains(&case) || case.ends_with("_overlay");
+        self.files
+            .iter()
+            .filter(|(case, _)| !cases.contains(*case) && !drawn(case))
+            .filter_map(|(_, files)| {
+                let path = files
+                    .iter()
+                    .find(|p| split_ending(p).is_some_and(|(_, ending)| kinds.contains(ending)))?;
+                Some(path.file_name()?.to_string_lossy().into_owned())
+            })
+            .collect()
     }
 }
 
 /// A reference and its prediction, on one grid.
 pub fn read_pair(prediction: &Path, reference: &Path) -> Result<(LabelMap, LabelMap)> {
-    ensure!(
-        prediction.is_file(),
-        "{} is missing; predict this case too, or take its reference out",
-        prediction.display()
-    );
     let (found, expected) = (read_labels(prediction)?, read_labels(reference)?);
     ensure!(
         expected.data.shape() == found.data.shape(),
@@ -115,16 +274,27 @@ pub fn read_pair(prediction: &Path, reference: &Path) -> Result<(LabelMap, Label
     Ok((found, expected))
 }
 
+/// Spacings that agree to this part are the same: formats round them to float32 or to a few digits.
+const SAME_SPACING: f64 = 1e-3;
+
 fn score(
     args: &EvaluateSegmentationArgs,
+    predictions: &Predictions,
     reference_path: &Path,
     scored: &Classes,
-) -> Result<Scored> {
-    let name = reference_path
-        .file_name()
-        .context("reference has no name")?;
-    let prediction_path = args.pred.join(name);
-    let (prediction, reference) = read_pair(&prediction_path, reference_path)?;
+    tolerances: &Tolerances,
+) -> Result<(Scored, Option<String>)> {
+    let prediction_path = predictions.of(reference_path)?;
+    let (mut prediction, mut reference) = read_pair(prediction_path, reference_path)?;
+    let (there, here) = (&reference.geometry.spacing, &prediction.geometry.spacing);
+    let differs = |(a, b): (&f64, &f64)| (a - b).abs() > SAME_SPACING * a.abs();
+    let moved = there.iter().zip(here).any(differs).then(|| {
+        let name = reference_path.file_name().unwrap_or_default();
+        format!(
+            "{} (spacing {here:?}, reference {there:?})",
+            name.to_string_lossy()
+        )
+    });
     if let (Some(images), Some(out)) = (&args.images, &args.overlays) {
         let (id, picture) = draw(
             images,
@@ -140,12 +310,10 @@ fn score(
     let distances = match args.surface {
         false => Vec::new(),
         true => {
-            let mut predicted = labels_as_volume(&prediction)?;
-            let mut present = labels_as_volume(&reference)?;
             if let Some(ignored) = scored.ignored {
                 // what is not annotated is nothing in either map
-                ndarray::Zip::from(&mut predicted)
-                    .and(&mut present)
+                ndarray::Zip::from(&mut prediction.data)
+                    .and(&mut reference.data)
                     .for_each(|p, r| {
                         if *r == ignored {
                             (*p, *r) = (0, 0);
@@ -153,34 +321,37 @@ fn score(
                     });
             }
             let flat = prediction.data.ndim() == 2;
-            let spacing = match flat {
-                // the one slice has no thickness
-                true => {
-                    let [_, y, x] = volume_spacing(&reference.geometry);
-                    [1.0, y, x]
-                }
-                false => volume_spacing(&reference.geometry),
-            };
+            let [z, y, x] = volume_spacing(&reference.geometry);
+            // a picture's one slice has no thickness
+            let spacing = if flat { [1.0, y, x] } else { [z, y, x] };
+            let (predicted, present) = (label_volume(&prediction)?, label_volume(&reference)?);
+            let boxes = boxes([predicted, present], &values);
             values
                 .iter()
-                .map(|values| {
+                .zip(boxes)
+                .zip(&tolerances.classes)
+                .map(|((values, [z, y, x]), (_, tolerance))| {
+                    // outside a class's box there is background, as there is outside the image
+                    let kept = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
                     args.convention.distances(
-                        mask_of(predicted.view(), values).view(),
-                        mask_of(present.view(), values).view(),
+                        mask_of(predicted.slice(kept), values).view(),
+                        mask_of(present.slice(kept), values).view(),
                         spacing,
                         flat,
-                        args.tolerance,
+                        *tolerance,
                     )
                 })
                 .collect()
         }
     };
-    Ok(Scored {
+    let scored = Scored {
         prediction: prediction_path.display().to_string(),
         reference: reference_path.display().to_string(),
         counts,
         distances,
-    })
+        voxel_ml: voxel_ml(&reference.geometry.spacing),
+    };
+    Ok((scored, moved))
 }
 
 /// A case's name and its side-by-side picture.
@@ -192,7 +363,15 @@ fn draw(
     labels: &[(String, i16)],
 ) -> Result<(String, RgbImage)> {
     let (id, ending) = split_ending(reference_path).context("reference has no known ending")?;
-    let image = read_image(&images.join(format!("{id}_0000{ending}")))?;
+    // images may be of another format than their label maps
+    let same = images.join(format!("{id}_0000{ending}"));
+    let others = known_endings();
+    let mut others = others.iter().map(|e| images.join(format!("{id}_0000{e}")));
+    let path = match same.is_file() {
+        true => same,
+        false => others.find(|p| p.is_file()).unwrap_or(same),
+    };
+    let image = read_image(&path)?;
     let picture = overlay_of(&image.data, Some(reference), prediction, labels, &id)?;
     Ok((id, picture))
 }
@@ -286,7 +465,11 @@ struct Classes {
 
 impl Classes {
     /// From dataset.json where one is found, else from the values in the references.
-    fn find(args: &EvaluateSegmentationArgs, references: &[PathBuf]) -> Result<Self> {
+    fn find(
+        args: &EvaluateSegmentationArgs,
+        references: &[PathBuf],
+        threads: usize,
+    ) -> Result<Self> {
         let candidates = match &args.dataset_json {
             Some(path) => vec![path.clone()],
             None => [args.reference.as_path(), args.pred.as_path()]
@@ -305,9 +488,15 @@ impl Classes {
             });
         }
         let mut values = BTreeSet::new();
-        for path in references {
-            values.extend(read_labels(path)?.data.iter().copied().filter(|&v| v > 0));
-        }
+        for_each_in_order(
+            references,
+            threads,
+            |path| {
+                // one that cannot be read is reported where it is scored
+                read_labels(path).map_or(BTreeSet::new(), |labels| values_of(&labels))
+            },
+            |_, found| values.extend(found),
+        );
         Ok(Self {
             classes: values
                 .into_iter()
@@ -333,25 +522,71 @@ impl Classes {
     }
 }
 
+/// The values of a label map above 0.
+fn values_of(labels: &LabelMap) -> BTreeSet<i16> {
+    let mut found = BTreeSet::new();
+    let mut last = 0;
+    for &value in &labels.data {
+        if value != last && value > 0 {
+            found.insert(value);
+        }
+        last = value;
+    }
+    found
+}
+
 /// A label map's case and ending.
 pub fn split_ending(path: &Path) -> Option<(String, &'static str)> {
     let name = path.file_name()?.to_str()?;
-    ENDINGS
-        .iter()
-        .find_map(|&e| name.strip_suffix(e).map(|id| (id.to_string(), e)))
+    let (case, ending) = known_endings().split(name)?;
+    Some((case.to_owned(), ending))
 }
 
 /// The label maps of a folder, sorted.
 pub fn label_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries =
         std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut files: Vec<PathBuf> = entries
+    let all: Vec<PathBuf> = entries
         .map(|entry| entry.map(|e| e.path()))
         .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("cannot read {}", folder.display()))?
-        .into_iter()
-        .filter(|p| p.is_file() && split_ending(p).is_some())
-        .collect();
+        .with_context(|| format!("cannot read {}", folder.display()))?;
+    let of = |endings: Endings| {
+        let fits = |p: &&PathBuf| {
+            let name = p.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            // hidden files are no cases: copies and leavings of other programs
+            p.is_file() && !name.starts_with('.') && endings.split(name).is_some()
+        };
+        all.iter().filter(fits).cloned().collect::<Vec<_>>()
+    };
+    // what label maps are written in; arrays and the like, which may be probabilities beside them, only where there is nothing else
+    let mut files = of(writable_label_endings());
+    if files.is_empty() {
+        files = of(known_endings());
+    }
     files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tolerances_of_all_and_of_one() {
+        let classes = [
+            ("liver".to_owned(), vec![1]),
+            ("both".to_owned(), vec![1, 2]),
+        ];
+        let of = |given: &[&str]| {
+            let given: Vec<String> = given.iter().map(|g| (*g).to_owned()).collect();
+            tolerances(&given, &classes).map(|t| t.classes.iter().map(|c| c.1).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[]).unwrap(), [1.0, 1.0]);
+        assert_eq!(of(&["liver=5", "2"]).unwrap(), [5.0, 2.0]);
+        assert_eq!(of(&["(1, 2)=0.5"]).unwrap(), [1.0, 0.5]);
+        for wrong in ["-1", "x", "spleen=2", "liver=nan"] {
+            assert!(of(&[wrong]).is_err(), "{wrong}");
+        }
+    }
 }

@@ -5,21 +5,23 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure, Context, Result};
 use ndarray::{Axis, Ix2};
 use serde_json::{json, Map, Value};
+use vision_mamba_datasets::parallel::for_each_in_order;
 use vision_mamba_datasets::preprocess::{labels_as_volume, volume_spacing};
 use vision_mamba_datasets::{read_image, read_labels, LabelMap};
 
-use super::evaluate::{label_files, read_pair, split_ending};
-use crate::cli::args::{EvaluateSegmentationArgs, ProtocolChoice};
+use super::evaluate::{label_files, read_pair, split_ending, Predictions};
+use crate::cli::args::{EvaluateSegmentationArgs, Global, ProtocolChoice};
 use crate::cli::exit::Misuse;
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
-use crate::engine::run_folder::write_json;
+use crate::engine::run_folder::{write_atomic, write_json};
 use crate::metrics::bootstrap::interval;
 use crate::metrics::instances::{match_objects, numbered, Objects};
 use crate::metrics::overlap::mean;
 use crate::metrics::protocol::{
     mamba_unet, mask_of, umamba_abdomen, umamba_cell, umamba_endoscopy, ABDOMEN,
 };
+use crate::metrics::summary::csv_field;
 
 /// Columns of a case: names and numbers; one that does not exist is left out of means.
 type Row = Vec<(String, Option<f64>)>;
@@ -28,70 +30,71 @@ type Row = Vec<(String, Option<f64>)>;
 type Column = (String, Option<f64>, Option<(f64, f64)>);
 
 /// Scores every case, prints the table and writes it.
-pub fn run(args: &EvaluateSegmentationArgs, printer: &Printer) -> Result<()> {
+pub fn run(args: &EvaluateSegmentationArgs, global: &Global, printer: &Printer) -> Result<()> {
     if !(args.iou > 0.0 && args.iou <= 1.0) {
         return Err(Misuse::error("--iou: must be above 0 and at most 1"));
     }
     // U-Mamba's scripts go by the predictions, the others by the references
     let by_prediction = args.protocol == ProtocolChoice::UmambaCell;
-    let files = label_files(if by_prediction {
+    let folder = if by_prediction {
         &args.pred
     } else {
         &args.reference
-    })?;
+    };
+    let mut files = label_files(folder)?;
+    let predictions = Predictions::in_folder(&args.pred)?;
+    if args.predicted_only && !by_prediction {
+        files.retain(|r| predictions.of(r).is_ok());
+    }
     ensure!(
         !files.is_empty(),
         "{} holds no label maps",
-        if by_prediction {
-            &args.pred
-        } else {
-            &args.reference
-        }
-        .display()
+        folder.display()
     );
     let mut bar = Progress::new(printer, "evaluating", files.len() as u64);
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    for file in &files {
-        let name = file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        match score(args, file) {
-            Ok(row) => rows.push((name, row)),
-            Err(error) => failures.push(format!("{error:#}")),
-        }
-        bar.step(String::new);
-    }
+    for_each_in_order(
+        &files,
+        super::plan::threads(global),
+        |file| score(args, &predictions, file),
+        |file, outcome| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            match outcome {
+                Ok(row) => rows.push((name.into_owned(), row)),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+            bar.step(String::new);
+        },
+    );
     bar.finish();
+    for failure in &failures {
+        printer.warning(failure);
+    }
     if !rows.is_empty() {
         printer.data(&table(&rows, args));
         if let Some(path) = &args.json {
             write_json(path, &as_json(&rows, args))?;
         }
+        if let Some(path) = &args.csv {
+            write_atomic(path, as_csv(&rows).as_bytes())?;
+        }
     }
     match failures.first() {
         None => Ok(()),
-        Some(first) => {
-            for failure in &failures {
-                printer.warning(failure);
-            }
-            bail!(
-                "{} of {} case(s) could not be scored: {first}",
-                failures.len(),
-                files.len()
-            )
-        }
+        Some(first) => bail!(
+            "{} of {} case(s) could not be scored: {first}",
+            failures.len(),
+            files.len()
+        ),
     }
 }
 
-fn score(args: &EvaluateSegmentationArgs, file: &Path) -> Result<Row> {
-    let other = |folder: &Path| folder.join(file.file_name().unwrap_or_default());
+fn score(args: &EvaluateSegmentationArgs, predictions: &Predictions, file: &Path) -> Result<Row> {
     let named = |name: &str, value: f64| (name.to_string(), Some(value).filter(|v| v.is_finite()));
     match args.protocol {
         ProtocolChoice::Classes => bail!("not a protocol of its own"),
         ProtocolChoice::UmambaAbdomen => {
-            let (prediction, reference) = read_pair(&other(&args.pred), file)?;
+            let (prediction, reference) = read_pair(predictions.of(file)?, file)?;
             let spacing = volume_spacing(&reference.geometry);
             let (p, r) = (
                 labels_as_volume(&prediction)?,
@@ -110,7 +113,7 @@ fn score(args: &EvaluateSegmentationArgs, file: &Path) -> Result<Row> {
                 .collect())
         }
         ProtocolChoice::UmambaEndoscopy => {
-            let (prediction, reference) = read_pair(&other(&args.pred), file)?;
+            let (prediction, reference) = read_pair(predictions.of(file)?, file)?;
             let (p, r) = (
                 labels_as_volume(&prediction)?,
                 labels_as_volume(&reference)?,
@@ -144,8 +147,8 @@ fn score(args: &EvaluateSegmentationArgs, file: &Path) -> Result<Row> {
             ])
         }
         ProtocolChoice::Instances => {
-            let prediction = other(&args.pred);
-            let (reference, predicted) = (objects(file)?, objects(&prediction)?);
+            let prediction = predictions.of(file)?;
+            let (reference, predicted) = (objects(file)?, objects(prediction)?);
             ensure!(
                 predicted.dim() == reference.dim(),
                 "{} is of size {:?}, its reference of {:?}",
@@ -166,7 +169,7 @@ fn score(args: &EvaluateSegmentationArgs, file: &Path) -> Result<Row> {
             ])
         }
         ProtocolChoice::MambaUnet => {
-            let (prediction, reference) = read_pair(&other(&args.pred), file)?;
+            let (prediction, reference) = read_pair(predictions.of(file)?, file)?;
             let flat = prediction.data.ndim() == 2;
             let (p, r) = (
                 labels_as_volume(&prediction)?,
@@ -284,6 +287,22 @@ fn table(rows: &[(String, Row)], args: &EvaluateSegmentationArgs) -> String {
         text += &format!("{name:width$}  {mean:>9}  {sure:>17}\n");
     }
     text + &format!("{} case(s); {}", rows.len(), words(args))
+}
+
+fn as_csv(rows: &[(String, Row)]) -> String {
+    let names: Vec<String> = means(rows).into_iter().map(|m| m.0).collect();
+    let fields: Vec<String> = names.iter().map(|n| csv_field(n)).collect();
+    let mut text = format!("case,{}\n", fields.join(","));
+    for (case, row) in rows {
+        text += &csv_field(case);
+        for name in &names {
+            let value = row.iter().find(|(n, _)| n == name).and_then(|r| r.1);
+            text.push(',');
+            text += &value.map_or(String::new(), |v| v.to_string());
+        }
+        text.push('\n');
+    }
+    text
 }
 
 fn as_json(rows: &[(String, Row)], args: &EvaluateSegmentationArgs) -> Value {

@@ -31,7 +31,7 @@ use crate::inference::volume::{segment, Member, PredictOptions};
 use crate::losses::DiceOver;
 use crate::metrics::overlap::counts;
 use crate::metrics::protocol::Convention;
-use crate::metrics::summary::{summarise, Scored};
+use crate::metrics::summary::{summarise, voxel_ml, Scored};
 use crate::runtime::{self, StopFlag};
 
 /// A start from other weights takes at least one in so many of the network's tensors.
@@ -552,6 +552,7 @@ fn validate(
                 .to_string(),
             counts: counts(&prediction.data, &reference.data, &values, None),
             distances: Vec::new(),
+            voxel_ml: voxel_ml(&image.geometry.spacing),
         });
         bar.step(|| id.clone());
     }

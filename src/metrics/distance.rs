@@ -1,27 +1,80 @@
-//! Exact Euclidean distance transform with a spacing along each axis (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012): one lower
-//! envelope of parabolas a line, in time linear in the number of voxels.
+//! Exact Euclidean distance to the nearest voxel of a set, with a spacing along each axis: the separable transform of Felzenszwalb and
+//! Huttenlocher (Theory of Computing 8, 2012) within each slice, in time linear in the number of voxels, and the third axis only where a
+//! distance is asked for.
 
-use ndarray::Array3;
+use ndarray::ArrayView3;
 
-/// Squared distance of every voxel to the nearest set one, infinite where none is set.
-pub fn squared_distances(set: &Array3<bool>, spacing: [f64; 3]) -> Array3<f64> {
-    let mut distances = set.mapv(|s| if s { 0.0 } else { f64::INFINITY });
-    let size = [set.dim().0, set.dim().1, set.dim().2];
-    let Some(values) = distances.as_slice_mut() else {
-        return distances;
-    };
-    for axis in [2, 1, 0] {
-        let n = size[axis];
-        let inner: usize = size[axis + 1..].iter().product();
-        let mut envelope = Envelope::new(n, spacing[axis]);
-        // lines side by side share cache lines: they are gathered in blocks
-        for block in values.chunks_exact_mut((n * inner).max(1)) {
-            for lane in 0..inner {
-                envelope.line(block, lane, inner);
+/// Squared distances within each slice to the set's voxels in that slice: 8 bytes a voxel.
+pub struct DistanceTo {
+    size: [usize; 3],
+    /// Along the first axis.
+    step: f64,
+    squares: Vec<f64>,
+}
+
+impl DistanceTo {
+    /// The transform of a set.
+    pub fn new(set: ArrayView3<bool>, spacing: [f64; 3]) -> Self {
+        let size = [set.dim().0, set.dim().1, set.dim().2];
+        let [_, ny, nx] = size;
+        let mut squares = Vec::with_capacity(set.len());
+        let mut envelope = Envelope::new(ny, spacing[1]);
+        for slice in set.outer_iter() {
+            let first = squares.len();
+            for row in slice.outer_iter() {
+                along_row(row.iter().copied(), spacing[2], &mut squares);
+            }
+            let slice = &mut squares[first..];
+            // lines side by side share cache lines
+            for x in 0..nx {
+                envelope.line(slice, x, nx);
             }
         }
+        Self {
+            size,
+            step: spacing[0],
+            squares,
+        }
     }
-    distances
+
+    /// Squared distance of a voxel to the nearest of the set, infinite if there is none. Slices are looked at outwards until they are
+    /// farther than what was found.
+    pub fn squared(&self, [z, y, x]: [usize; 3]) -> f64 {
+        let [nz, ny, nx] = self.size;
+        let at = |z: usize| self.squares[(z * ny + y) * nx + x];
+        let mut best = at(z);
+        for k in 1..nz {
+            let offset = k as f64 * self.step;
+            let offset = offset * offset;
+            if offset >= best {
+                break;
+            }
+            if k <= z {
+                best = best.min(at(z - k) + offset);
+            }
+            if z + k < nz {
+                best = best.min(at(z + k) + offset);
+            }
+        }
+        best
+    }
+}
+
+/// Appends the squared distances of a row's places to the nearest set one in it.
+fn along_row(row: impl ExactSizeIterator<Item = bool>, step: f64, squares: &mut Vec<f64>) {
+    let first = squares.len();
+    let mut since = f64::INFINITY;
+    squares.extend(row.map(|set| {
+        since = if set { 0.0 } else { since + 1.0 };
+        since
+    }));
+    let mut since = f64::INFINITY;
+    for value in squares[first..].iter_mut().rev() {
+        since = if *value == 0.0 { 0.0 } else { since + 1.0 };
+        // from whole steps, so that equal distances are equal to the bit
+        let offset = value.min(since) * step;
+        *value = offset * offset;
+    }
 }
 
 struct Envelope {
@@ -80,7 +133,6 @@ impl Envelope {
                 k += 1;
             }
             let apex = self.apexes[k];
-            // from whole steps, so that equal distances are equal to the bit
             let offset = (i.abs_diff(apex)) as f64 * step;
             values[first + i * stride] = self.source[apex] + offset * offset;
         }
@@ -90,6 +142,7 @@ impl Envelope {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::Array3;
 
     /// Against every pair.
     #[test]
@@ -100,10 +153,18 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             state >> 24
         };
-        for sparse in [3, 60, 250, 256] {
-            let set = Array3::from_shape_fn((5, 9, 7), |_| random() > sparse);
-            let found = squared_distances(&set, spacing);
-            for (at, &d) in found.indexed_iter() {
+        for (size, sparse) in [
+            ((5, 9, 7), 3),
+            ((5, 9, 7), 60),
+            ((9, 4, 6), 250),
+            ((5, 9, 7), 256),
+            ((1, 12, 9), 240),
+            ((11, 1, 1), 200),
+        ] {
+            let set = Array3::from_shape_fn(size, |_| random() > sparse);
+            let found = DistanceTo::new(set.view(), spacing);
+            for (at, _) in set.indexed_iter() {
+                let d = found.squared([at.0, at.1, at.2]);
                 let nearest = set
                     .indexed_iter()
                     .filter(|(_, s)| **s)

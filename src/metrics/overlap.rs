@@ -79,7 +79,7 @@ pub fn counts(
 ) -> Vec<Counts> {
     // One pass over the voxels into a table of pairs of values, then sums per class.
     let top = classes.iter().flatten().copied().max().unwrap_or(0).max(0) as usize;
-    let n = top + 2;
+    let bins = top + 2;
     let bin = |value: i16| {
         if value >= 0 && value as usize <= top {
             value as usize
@@ -87,15 +87,29 @@ pub fn counts(
             top + 1
         }
     };
-    let mut pairs = vec![0u64; n * n];
+    let mut pairs = vec![0u64; bins * bins];
     let mut voxels = 0u64;
-    for (&p, &r) in prediction.iter().zip(reference.iter()) {
-        if r < 0 || Some(r) == ignored {
-            continue;
+    let mut count = |p: i16, r: i16, n: u64| {
+        if r >= 0 && Some(r) != ignored {
+            voxels += n;
+            pairs[bin(p) * bins + bin(r)] += n;
         }
-        voxels += 1;
-        pairs[bin(p) * n + bin(r)] += 1;
+    };
+    match (prediction.as_slice(), reference.as_slice()) {
+        (Some(mut p), Some(mut r)) => {
+            // runs of one pair of values are counted at once
+            while let (Some(&first), Some(&other)) = (p.first(), r.first()) {
+                let run = run(p, first).min(run(r, other));
+                count(first, other, run as u64);
+                (p, r) = (&p[run..], &r[run..]);
+            }
+        }
+        _ => prediction
+            .iter()
+            .zip(reference)
+            .for_each(|(p, r)| count(*p, *r, 1)),
     }
+    let n = bins;
     classes
         .iter()
         .map(|values| {
@@ -117,6 +131,20 @@ pub fn counts(
             counts
         })
         .collect()
+}
+
+/// How many values from the first on equal it.
+pub fn run(values: &[i16], first: i16) -> usize {
+    const BLOCK: usize = 32;
+    let mut n = 0;
+    for block in values.chunks_exact(BLOCK) {
+        // without a branch inside, so that it is done many at a time
+        if block.iter().fold(0, |differs, v| differs | (v ^ first)) != 0 {
+            break;
+        }
+        n += BLOCK;
+    }
+    n + values[n..].iter().take_while(|v| **v == first).count()
 }
 
 /// Mean of the values that exist.

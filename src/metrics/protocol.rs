@@ -21,6 +21,8 @@ pub enum Convention {
     Monai,
     /// DeepMind's surface-distance: distances weighted by area; infinite where a mask is empty
     Deepmind,
+    /// U-Mamba's scripts: as DeepMind, but a class in neither map has Dice and NSD 1, one that is predicted only has 0
+    Umamba,
 }
 
 /// Distances of one class in one case, in the unit of the spacing; `None` where the convention has none.
@@ -42,6 +44,9 @@ impl Convention {
         let reference = counts.tp + counts.fn_;
         match self {
             Self::Monai if reference == 0 => (None, None),
+            // its Dice divides 0 by 0, its Jaccard index of nothing and nothing is 1
+            Self::Medpy => (counts.dice(), counts.iou().or(Some(1.0))),
+            Self::Umamba => (counts.dice().or(Some(1.0)), counts.iou().or(Some(1.0))),
             _ => (counts.dice(), counts.iou()),
         }
     }
@@ -61,13 +66,14 @@ impl Convention {
             return Distances {
                 hd: (self == Self::Deepmind).then_some(f64::INFINITY),
                 hd95: (self == Self::Deepmind).then_some(f64::INFINITY),
+                nsd: (self == Self::Umamba).then_some(1.0),
                 ..Default::default()
             };
         }
         if !predicted || !present {
             let infinite = match self {
                 Self::Nnunet | Self::Medpy => None,
-                Self::Monai | Self::Deepmind => Some(f64::INFINITY),
+                Self::Monai | Self::Deepmind | Self::Umamba => Some(f64::INFINITY),
             };
             return Distances {
                 hd: infinite,
@@ -77,7 +83,7 @@ impl Convention {
             };
         }
         let elements = || element_distances(prediction, reference, spacing, flat);
-        if self == Self::Deepmind {
+        if matches!(self, Self::Deepmind | Self::Umamba) {
             let elements = elements();
             let (back, forth) = elements.asd();
             return Distances {
@@ -102,15 +108,39 @@ impl Convention {
         }
     }
 
-    /// What the numbers mean, in words.
-    pub fn words(self, tolerance: f64) -> String {
-        let text = match self {
-            Self::Nnunet => "distances between surface voxels, both directions pooled (MedPy), left out where a mask is empty; NSD by surface area",
-            Self::Medpy => "MedPy: distances between surface voxels, both directions pooled, left out where a mask is empty; NSD by surface area",
-            Self::Monai => "MONAI: HD95 is the larger of the directions' percentiles; without a reference a class is left out; NSD by surface voxels",
-            Self::Deepmind => "DeepMind surface-distance: distances between surface elements, weighted by area, infinite where a mask is empty",
+    /// What the numbers mean, in words: what empty masks count, and with `tolerances` what distances are.
+    pub fn words(self, tolerances: Option<&Tolerances>) -> String {
+        let (name, empty, distances) = match self {
+            Self::Nnunet => ("nnunet", "a class in neither map is left out, one in a single map has Dice 0", "distances between surface voxels, both directions pooled (MedPy), left out where a mask is empty; NSD by surface area (DeepMind)"),
+            Self::Medpy => ("medpy", "of a class in neither map Dice is left out and IoU 1", "distances between surface voxels, both directions pooled, left out where a mask is empty; NSD by surface area"),
+            Self::Monai => ("monai", "a class without reference is left out", "distances between surface voxels, HD95 is the larger of the directions' percentiles, left out where a mask is empty; NSD by surface voxels"),
+            Self::Deepmind => ("deepmind", "a class in neither map is left out", "distances between surface elements, weighted by area, infinite (written as null) where a mask is empty; NSD by surface area"),
+            Self::Umamba => ("umamba", "a class in neither map has Dice, IoU and NSD 1, one that is predicted only has 0", "distances between surface elements, weighted by area, left out where a mask is empty; NSD by surface area"),
         };
-        format!("{text}; NSD at {tolerance} mm; distances in the unit of the files' spacing")
+        match tolerances {
+            None => format!("convention {name}: {empty}"),
+            Some(t) => format!(
+                "convention {name}: {empty}; {distances}; {t}; distances in the unit of the files' spacing"
+            ),
+        }
+    }
+}
+
+/// How far apart surfaces may lie for normalised surface Dice, in the unit of the spacing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tolerances {
+    /// Of each class by name, in their order.
+    pub classes: Vec<(String, f64)>,
+}
+
+impl std::fmt::Display for Tolerances {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let one = self.classes.first().map_or(1.0, |c| c.1);
+        if self.classes.iter().all(|c| c.1 == one) {
+            return write!(f, "NSD at {one} mm");
+        }
+        let list = self.classes.iter().map(|(n, t)| format!("{n} {t}"));
+        write!(f, "NSD at mm: {}", list.collect::<Vec<_>>().join(", "))
     }
 }
 

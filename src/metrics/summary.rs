@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap::interval;
 use super::overlap::{mean, Counts};
-use super::protocol::{Convention, Distances};
+use super::protocol::{Convention, Distances, Tolerances};
 
 /// The numbers of one class in one case by name, nnU-Net's first. One that does not exist is `null`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,12 @@ impl Numbers {
             .insert(name.to_string(), value.filter(|v| v.is_finite()));
     }
 
-    fn of(counts: &Counts, distances: Option<&Distances>, convention: Convention) -> Self {
+    fn of(
+        counts: &Counts,
+        distances: Option<&Distances>,
+        voxel_ml: Option<f64>,
+        convention: Convention,
+    ) -> Self {
         let mut numbers = Self::default();
         let (dice, iou) = convention.overlap(counts);
         for (name, value) in [
@@ -49,6 +54,11 @@ impl Numbers {
             ("relative_volume_difference", counts.volume_difference()),
         ] {
             numbers.set(name, value);
+        }
+        if let Some(ml) = voxel_ml {
+            let (predicted, reference) = (counts.tp + counts.fp, counts.tp + counts.fn_);
+            let difference = predicted as f64 - reference as f64;
+            numbers.set("volume_difference_ml", Some(difference * ml));
         }
         if let Some(d) = distances {
             for (name, value) in [
@@ -96,6 +106,13 @@ pub struct Scored {
     pub counts: Vec<Counts>,
     /// Of each class, where distances were asked for.
     pub distances: Vec<Distances>,
+    /// Volume of a voxel in ml; none of a picture.
+    pub voxel_ml: Option<f64>,
+}
+
+/// Volume of a voxel in ml, of a spacing in mm; none of a picture.
+pub fn voxel_ml(spacing: &[f64]) -> Option<f64> {
+    (spacing.len() == 3).then(|| spacing.iter().product::<f64>() / 1000.0)
 }
 
 /// A folder of cases.
@@ -123,8 +140,8 @@ pub struct Summary {
     pub metric_per_case: Vec<CaseNumbers>,
 }
 
-const PROTOCOL: &str = "overlap in voxels of the source grid; Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN); a class in neither map \
-is left out of a mean; 'mean' averages cases per class, 'foreground_mean' averages classes without background, 'pooled' adds the counts of all cases first";
+const PROTOCOL: &str = "overlap in voxels of the source grid; Dice = 2TP/(2TP+FP+FN), IoU = TP/(TP+FP+FN); numbers that do not exist are null \
+and left out of means; 'mean' averages cases per class, 'foreground_mean' averages classes without background, 'pooled' adds the counts of all cases first";
 
 /// nnU-Net's key of a class: `2`, or `(1, 2)` for a region.
 pub fn key(values: &[i16]) -> String {
@@ -140,16 +157,18 @@ pub fn key(values: &[i16]) -> String {
 /// Numbers for which spread and interval are worth saying.
 const SPREAD: [&str; 7] = ["Dice", "IoU", "HD", "HD95", "ASSD", "NSD", "sensitivity"];
 
-/// Builds the summary of `cases` for classes by name. `tolerance` is that of the distances, if there are any.
+/// Builds the summary of `cases` for classes by name. `tolerances` are those of the distances, if there are any.
 pub fn summarise(
     cases: &[Scored],
     classes: &[(String, Vec<i16>)],
     convention: Convention,
-    tolerance: Option<f64>,
+    tolerances: Option<&Tolerances>,
 ) -> Summary {
     let keys: Vec<String> = classes.iter().map(|c| key(&c.1)).collect();
-    let numbers =
-        |case: &Scored, i: usize| Numbers::of(&case.counts[i], case.distances.get(i), convention);
+    let numbers = |case: &Scored, i: usize| {
+        let distances = case.distances.get(i);
+        Numbers::of(&case.counts[i], distances, case.voxel_ml, convention)
+    };
     let metric_per_case: Vec<CaseNumbers> = cases
         .iter()
         .map(|case| CaseNumbers {
@@ -183,16 +202,16 @@ pub fn summarise(
         for case in cases {
             sum.add(&case.counts[i]);
         }
-        pooled.insert(key.clone(), Numbers::of(&sum, None, Convention::Nnunet));
+        pooled.insert(
+            key.clone(),
+            Numbers::of(&sum, None, None, Convention::Nnunet),
+        );
     }
     let foreground: Vec<Numbers> = keys.iter().filter_map(|k| means.get(k).cloned()).collect();
     // nnU-Net's plain mean: not there if one class has none
     let strict =
         |v: &[Option<f64>]| mean(v.iter().copied()).filter(|_| v.iter().all(Option::is_some));
-    let mut protocol = PROTOCOL.to_string();
-    if let Some(tolerance) = tolerance {
-        protocol = format!("{protocol}; {}", convention.words(tolerance));
-    }
+    let protocol = format!("{PROTOCOL}; {}", convention.words(tolerances));
     Summary {
         foreground_mean: Numbers::fold(&foreground, strict),
         pooled_foreground_dice: mean(pooled.values().map(|c: &Numbers| c.get("Dice"))),
@@ -222,7 +241,45 @@ fn deviation(values: &[Option<f64>]) -> Option<f64> {
     Some((present.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
 }
 
+/// A value in a table of commas: quoted where it has to be.
+pub fn csv_field(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
+
 impl Summary {
+    /// A row for every case and class, separated by commas; a number that does not exist is an empty field.
+    pub fn csv(&self) -> String {
+        let first = self.metric_per_case.first();
+        let names: Vec<&str> = first
+            .and_then(|case| case.metrics.values().next())
+            .into_iter()
+            .flat_map(Numbers::names)
+            .collect();
+        let mut text = format!("case,class,label,{}\n", names.join(","));
+        for case in &self.metric_per_case {
+            let file = std::path::Path::new(&case.reference_file);
+            let file = file.file_name().unwrap_or_default().to_string_lossy();
+            for key in &self.order {
+                let Some(numbers) = case.metrics.get(key) else {
+                    continue;
+                };
+                let class = self.labels.get(key).unwrap_or(key);
+                text += &[&file, class.as_str(), key.as_str()]
+                    .map(csv_field)
+                    .join(",");
+                for name in &names {
+                    text.push(',');
+                    text += &numbers.get(name).map_or(String::new(), |v| v.to_string());
+                }
+                text.push('\n');
+            }
+        }
+        text
+    }
+
     /// A table a person can read.
     pub fn table(&self) -> String {
         let show = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.4}"));
@@ -315,6 +372,7 @@ mod tests {
             reference: "r".into(),
             counts: vec![c],
             distances: vec![],
+            voxel_ml: Some(0.5),
         });
         let classes = [("x".to_string(), vec![1])];
         let s = summarise(&cases, &classes, Convention::Nnunet, None);
@@ -324,6 +382,10 @@ mod tests {
         assert_eq!(s.std["1"].get("Dice"), Some(0.125f64.sqrt()));
         assert_eq!(s.metric_per_case[2].metrics["1"].get("Dice"), None);
         assert!(s.table().contains("0.5238"));
+        assert_eq!(s.mean["1"].get("volume_difference_ml"), Some(0.0));
+        assert!(s.csv().starts_with("case,class,label,Dice,FN,"));
+        assert!(s.csv().contains("\nr,x,1,0.5,10,"));
+        assert_eq!(csv_field("a,\"b"), "\"a,\"\"b\"");
         assert_eq!((key(&[3]), key(&[1, 2])), ("3".into(), "(1, 2)".into()));
     }
 }

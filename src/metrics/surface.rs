@@ -5,24 +5,75 @@
 //! * Surface elements: between voxels, weighted by the area that marching cubes gives them (Nikolov et al., arXiv:1809.04430, DeepMind's
 //!   `surface-distance`, which U-Mamba's scripts use). In 2-D contour elements weighted by length.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
 use ndarray::{s, Array3, ArrayView3};
 
-use super::distance::squared_distances;
+use super::distance::DistanceTo;
+use super::overlap::run;
 use super::surfels::{element_weights, neighbourhood_codes, INSIDE};
 
-/// A box of voxels with something in it, one voxel wider on every side where there is room; none if both masks are empty.
+/// The box of voxels with something in it; none if both masks are empty.
 fn bounds(a: ArrayView3<bool>, b: ArrayView3<bool>) -> Option<[[usize; 2]; 3]> {
     let size = [a.dim().0, a.dim().1, a.dim().2];
     let mut bounds = size.map(|n| [n, 0]);
     for mask in [a, b] {
-        for ((z, y, x), _) in mask.indexed_iter().filter(|(_, m)| **m) {
-            for (range, at) in bounds.iter_mut().zip([z, y, x]) {
-                range[0] = range[0].min(at);
-                range[1] = range[1].max(at + 1);
+        for (z, plane) in mask.outer_iter().enumerate() {
+            for (y, row) in plane.outer_iter().enumerate() {
+                let Some(first) = row.iter().position(|m| *m) else {
+                    continue;
+                };
+                // the row is known to have one
+                let last = row.len() - 1 - row.iter().rev().position(|m| *m).unwrap_or(0);
+                widen(&mut bounds, [[z, z + 1], [y, y + 1], [first, last + 1]]);
             }
         }
     }
     (bounds[0][1] > 0).then_some(bounds)
+}
+
+/// The box of each class, a set of label values, in either of two maps; empty for one that is in neither.
+pub fn boxes(maps: [ArrayView3<i16>; 2], classes: &[Vec<i16>]) -> Vec<[[usize; 2]; 3]> {
+    let mut by_value: BTreeMap<i16, [[usize; 2]; 3]> = BTreeMap::new();
+    for map in &maps {
+        for (z, plane) in map.outer_iter().enumerate() {
+            for (y, row) in plane.outer_iter().enumerate() {
+                let row = row
+                    .to_slice()
+                    .map_or_else(|| Cow::from(row.to_vec()), Cow::from);
+                let mut x = 0;
+                while let Some(&value) = row.get(x) {
+                    let end = x + run(&row[x..], value);
+                    if value != 0 {
+                        let found = by_value.entry(value).or_insert([[usize::MAX, 0]; 3]);
+                        widen(found, [[z, z + 1], [y, y + 1], [x, end]]);
+                    }
+                    x = end;
+                }
+            }
+        }
+    }
+    classes
+        .iter()
+        .map(|values| {
+            let mut all = [[usize::MAX, 0]; 3];
+            for found in values.iter().filter_map(|v| by_value.get(v)) {
+                widen(&mut all, *found);
+            }
+            match all[0][1] > 0 {
+                true => all,
+                false => [[0, 0]; 3],
+            }
+        })
+        .collect()
+}
+
+fn widen(all: &mut [[usize; 2]; 3], by: [[usize; 2]; 3]) {
+    for (range, [low, high]) in all.iter_mut().zip(by) {
+        range[0] = range[0].min(low);
+        range[1] = range[1].max(high);
+    }
 }
 
 /// Which voxels are neighbours when a mask is eroded.
@@ -50,19 +101,55 @@ fn surface(mask: ArrayView3<bool>, connectivity: Connectivity, flat: bool) -> Ar
             offsets.push(offset);
         }
     }
-    let inside = |at: [usize; 3], offset: &[isize; 3]| {
-        let mut place = [0; 3];
-        for axis in 0..3 {
-            match at[axis].checked_add_signed(offset[axis]) {
-                Some(p) if p < size[axis] => place[axis] = p,
-                _ => return false,
+    let mask = mask.as_standard_layout();
+    let row = |z: usize, y: usize| mask.slice(s![z, y, ..]).to_slice().map(<[bool]>::to_vec);
+    let [nz, ny, nx] = size;
+    let mut found = Array3::from_elem(mask.dim(), false);
+    let mut inner = vec![true; nx];
+    for z in 0..nz {
+        for y in 0..ny {
+            let Some(own) = row(z, y).filter(|r| r.contains(&true)) else {
+                continue;
+            };
+            inner.fill(true);
+            for [dz, dy, dx] in &offsets {
+                let place = (z.checked_add_signed(*dz), y.checked_add_signed(*dy));
+                let (Some(z), Some(y)) = place else {
+                    inner.fill(false);
+                    break;
+                };
+                if z >= nz || y >= ny {
+                    inner.fill(false);
+                    break;
+                }
+                let other = mask.slice(s![z, y, ..]);
+                let Some(other) = other.as_slice() else {
+                    continue;
+                };
+                // beyond the ends of the row there is background
+                match dx {
+                    0 => inner.iter_mut().zip(other).for_each(|(i, o)| *i &= o),
+                    1 => {
+                        inner.iter_mut().zip(&other[1..]).for_each(|(i, o)| *i &= o);
+                        inner[nx - 1] = false;
+                    }
+                    _ => {
+                        inner[1..].iter_mut().zip(other).for_each(|(i, o)| *i &= o);
+                        inner[0] = false;
+                    }
+                }
+            }
+            for ((found, own), inner) in found
+                .slice_mut(s![z, y, ..])
+                .iter_mut()
+                .zip(&own)
+                .zip(&inner)
+            {
+                *found = *own && !inner;
             }
         }
-        mask[place]
-    };
-    Array3::from_shape_fn(mask.dim(), |(z, y, x)| {
-        mask[[z, y, x]] && offsets.iter().any(|o| !inside([z, y, x], o))
-    })
+    }
+    found
 }
 
 /// Distances of the surface of each mask to that of the other, by voxels; both in the order of the voxels.
@@ -93,9 +180,10 @@ pub fn voxel_distances(
     let of = |mask: ArrayView3<bool>| surface(mask.slice(kept), connectivity, flat);
     let (prediction, reference) = (of(prediction), of(reference));
     let to = |from: &Array3<bool>, to: &Array3<bool>| -> Vec<f64> {
-        let distances = squared_distances(to, spacing);
-        let on = from.iter().zip(&distances).filter(|(s, _)| **s);
-        on.map(|(_, d)| d.sqrt()).collect()
+        let distances = DistanceTo::new(to.view(), spacing);
+        let on = from.indexed_iter().filter(|(_, s)| **s);
+        on.map(|((z, y, x), _)| distances.squared([z, y, x]).sqrt())
+            .collect()
     };
     VoxelDistances {
         to_reference: to(&prediction, &reference),
@@ -186,16 +274,17 @@ pub fn element_distances(
     let (prediction, reference) = (codes(prediction), codes(reference));
     let border = |codes: &Array3<u8>| codes.mapv(|c| c != 0 && c != INSIDE[usize::from(flat)]);
     let distances = |from: &Array3<u8>, to: &Array3<u8>| -> Vec<(f64, f64)> {
-        let squares = squared_distances(&border(to), spacing);
-        let on = border(from);
+        let distances = DistanceTo::new(border(to).view(), spacing);
+        let full = INSIDE[usize::from(flat)];
         let mut all: Vec<(f64, f64)> = from
-            .iter()
-            .zip(&on)
-            .zip(&squares)
-            .filter(|((_, on), _)| **on)
-            .map(|((code, _), d)| (d.sqrt(), weights[usize::from(*code)]))
+            .indexed_iter()
+            .filter(|(_, code)| **code != 0 && **code != full)
+            .map(|((z, y, x), code)| {
+                let distance = distances.squared([z, y, x]).sqrt();
+                (distance, weights[usize::from(*code)])
+            })
             .collect();
-        all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        all.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
         all
     };
     ElementDistances {

@@ -4,7 +4,7 @@
 //! published normalised surface Dice rests on. Neighbourhoods that a turn, a mirror or an exchange of inside and outside carries into each
 //! other have the same facets; so thirteen are stated, and the rest follows.
 
-use ndarray::{Array3, ArrayView3};
+use ndarray::{s, Array3, ArrayView3};
 
 /// The code of a neighbourhood that lies wholly inside: of volumes, of pictures.
 pub const INSIDE: [u8; 2] = [255, 15];
@@ -101,16 +101,25 @@ pub fn element_weights(spacing: [f64; 3], flat: bool) -> Vec<f64> {
 pub fn neighbourhood_codes(mask: ArrayView3<bool>, flat: bool) -> Array3<u8> {
     let (nz, ny, nx) = mask.dim();
     let mut codes = Array3::zeros((nz + usize::from(!flat), ny + 1, nx + 1));
-    // each voxel is in the neighbourhood of its eight corners, and at the opposite place in each
-    for ((z, y, x), _) in mask.indexed_iter().filter(|(_, m)| **m) {
-        for dy in 0..2 {
-            for dx in 0..2 {
-                if flat {
-                    codes[[z, y + dy, x + dx]] |= 1 << (3 - ((1 - dy) << 1 | (1 - dx)));
+    let mask = mask.as_standard_layout();
+    // each voxel is in the neighbourhood of its eight corners, and at the opposite place in each; rows of background are passed over
+    for (z, plane) in mask.outer_iter().enumerate() {
+        for (y, row) in plane.outer_iter().enumerate() {
+            let Some(row) = row.to_slice().filter(|r| r.contains(&true)) else {
+                continue;
+            };
+            for (dz, dy, dx) in (0..8).map(|c| (c >> 2, c >> 1 & 1, c & 1)) {
+                let place = match (flat, dz) {
+                    (true, 0) => 3 - ((1 - dy) << 1 | (1 - dx)),
+                    (true, _) => continue,
+                    _ => bit([1 - dz, 1 - dy, 1 - dx]),
+                };
+                let codes = codes.slice_mut(s![z + dz, y + dy, dx..dx + nx]);
+                let Some(codes) = codes.into_slice() else {
                     continue;
-                }
-                for dz in 0..2 {
-                    codes[[z + dz, y + dy, x + dx]] |= 1 << bit([1 - dz, 1 - dy, 1 - dx]);
+                };
+                for (code, set) in codes.iter_mut().zip(row) {
+                    *code |= u8::from(*set) << place;
                 }
             }
         }

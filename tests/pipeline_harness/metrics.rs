@@ -125,6 +125,7 @@ fn nnunet(pairs: &Path, name: &str) -> Fallible<String> {
             reference: case,
             counts: counts(&p.into_dyn(), &r.into_dyn(), &values, info.ignore_label),
             distances: Vec::new(),
+            voxel_ml: None,
         });
     }
     let ours = serde_json::to_value(summarise(&cases, &classes, Convention::Nnunet, None))?;
@@ -277,8 +278,9 @@ fn overlap(
         "monai_dice" => Convention::Monai.overlap(&c).0,
         "monai_iou" => Convention::Monai.overlap(&c).1,
         // its way of counting a class that is in neither map
-        "monai_dice_ignore_empty_false" | "medpy_jc" if neither => Some(1.0),
-        "medpy_jc" => c.iou(),
+        "monai_dice_ignore_empty_false" if neither => Some(1.0),
+        "medpy_dc" => Convention::Medpy.overlap(&c).0,
+        "medpy_jc" => Convention::Medpy.overlap(&c).1,
         _ => c.dice(),
     };
     value.unwrap_or(f64::NAN)

@@ -231,15 +231,30 @@ pub fn read_labels(path: &Path) -> Result<LabelMap> {
             channels,
         });
     }
-    let is_label = |v: f32| v.fract() == 0.0 && (0.0..=f32::from(i16::MAX)).contains(&v);
-    if let Some(&value) = data.iter().find(|&&v| !is_label(v)) {
+    let is_label = |v: f32| (v as i32) as f32 == v && (0.0..=f32::from(i16::MAX)).contains(&v);
+    let data = data.index_axis_move(Axis(0), 0);
+    let mut labels = ArrayD::<i16>::zeros(data.raw_dim());
+    let mut whole = true;
+    // without a branch inside, so that voxels are looked at many at a time
+    ndarray::Zip::from(&mut labels)
+        .and(&data)
+        .for_each(|label, &v| {
+            whole &= is_label(v);
+            *label = v as i32 as i16;
+        });
+    if let Some(&value) = (!whole)
+        .then(|| data.iter().find(|v| !is_label(**v)))
+        .flatten()
+    {
         return Err(DataError::LabelNotInteger {
             path: path.into(),
             value,
         });
     }
-    let data: ArrayD<i16> = data.index_axis_move(Axis(0), 0).mapv(|v| v as i16);
-    Ok(LabelMap { data, geometry })
+    Ok(LabelMap {
+        data: labels,
+        geometry,
+    })
 }
 
 /// Writes a label map on the grid of its geometry, whole or not at all (see [`atomically`]), in any format that can hold one. The source

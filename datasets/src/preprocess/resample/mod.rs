@@ -258,16 +258,14 @@ impl Plane {
             false => {
                 self.between.resize(self.sizes[0], 0.0);
                 let inner = self.size[1];
-                self.rows
-                    .run(&self.source, &mut self.between, inner, |v| v);
+                self.rows.run(&self.source, &mut self.between, inner, |v| v);
             }
         }
         match self.columns.passes() {
             true => std::mem::swap(&mut self.between, &mut self.resized),
             false => {
                 self.resized.resize(self.sizes[1], 0.0);
-                self.columns
-                    .run(&self.between, &mut self.resized, 1, |v| v);
+                self.columns.run(&self.between, &mut self.resized, 1, |v| v);
             }
         }
         if let Some((low, high)) = limits.filter(|_| self.clips) {
