@@ -77,25 +77,20 @@ fn other_formats_pair_by_case_and_the_rest_is_named() {
     );
     let rows = fs::read_to_string(&csv).unwrap();
     assert_eq!(rows.lines().count(), 1 + 2 * 2);
-    assert!(rows.contains("\na.nrrd,label 1,1,0.75,"), "{rows}");
-    // the same without the cases that lack, on other numbers of threads
-    let table = |threads: &str| {
-        fs::remove_file(pred.join("broken.nii.gz")).ok();
-        run(&[
-            "evaluate",
-            "segmentation",
-            "--pred",
-            arg(&pred),
-            "--ref",
-            arg(&reference),
-            "--predicted-only",
-            "--threads",
-            threads,
-        ])
-        .expect_success()
-        .stdout
-    };
-    assert_eq!(table("1"), table("3"));
+    assert!(rows.contains("\na.nrrd,label 1,1,0.5,0.75,"), "{rows}");
+    // and without the cases that lack
+    fs::remove_file(pred.join("broken.nii.gz")).unwrap();
+    let outcome = run(&[
+        "evaluate",
+        "segmentation",
+        "--pred",
+        arg(&pred),
+        "--ref",
+        arg(&reference),
+        "--predicted-only",
+    ])
+    .expect_success();
+    assert!(outcome.stdout.contains("2 case(s)"), "{}", outcome.stdout);
 }
 
 #[test]

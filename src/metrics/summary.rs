@@ -8,7 +8,7 @@ use super::bootstrap::interval;
 use super::overlap::{mean, Counts};
 use super::protocol::{Convention, Distances, Tolerances};
 
-/// The numbers of one class in one case by name, nnU-Net's first. One that does not exist is `null`.
+/// The numbers of one class in one case by name, nnU-Net's and ours. One that does not exist is `null`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Numbers(BTreeMap<String, Option<f64>>);
