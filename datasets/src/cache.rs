@@ -209,7 +209,7 @@ fn write(path: &Path, case: &PreparedCase, origin: &Origin) -> Result<()> {
     });
     let mut header = header.to_string();
     // numbers after the header lie at multiples of 8
-    while header.len() % 8 != 0 {
+    while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
     // written as they lie in memory: a copy of the whole file would be the largest array of all
