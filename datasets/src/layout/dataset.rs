@@ -78,8 +78,11 @@ impl Dataset {
     /// Opens a data set that has at least one training case, of any of the known conventions.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let Survey { dataset, fatal, .. } = super::survey(root.as_ref())?;
-        DataError::all(fatal)?;
-        Ok(dataset)
+        // One at a time is mended best; `verify` lists all.
+        match fatal.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(dataset),
+        }
     }
 
     /// A data set without cases yet.

@@ -69,8 +69,10 @@ impl DatasetJson {
     /// Reads and checks a `dataset.json`.
     pub fn read(path: &Path) -> Result<Self> {
         let (info, faults) = Self::read_with_faults(path)?;
-        DataError::all(faults)?;
-        Ok(info)
+        match faults.into_iter().next() {
+            Some(fault) => Err(fault),
+            None => Ok(info),
+        }
     }
 
     /// Reads a `dataset.json` as far as it goes, with all that is wrong with its fields. What is wrong is left empty.

@@ -6,6 +6,7 @@ use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype, SafeTensors};
 use vision_mamba_datasets::{write_labels, Geometry, LabelMap};
 
+#[allow(dead_code)] // not every test binary has fixtures
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
