@@ -316,7 +316,8 @@ fn the_report(chromium: &Path, driver: &Path) {
                 .unwrap_or_default()
                 .to_string()
         })
-        .filter(|url| !url.starts_with("data:"))
+        // The browser's own new tab is no business of the page's.
+        .filter(|url| !url.starts_with("data:") && !url.starts_with("chrome:"))
         .collect();
     assert_eq!(requests.len(), 1, "{requests:?}");
     assert!(requests[0].ends_with("/report.html"), "{requests:?}");
