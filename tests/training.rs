@@ -87,14 +87,23 @@ fn png_data_set_from_training_to_scores() {
         serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
     assert_eq!(scores["metric_per_case"].as_array().map(Vec::len), Some(2));
 
-    // An ensemble of a run with itself predicts what the run alone predicts.
-    let twice = dir.path().join("twice");
+    // An ensemble of a run with a copy of it predicts what the run alone predicts.
+    let (twice, copy) = (dir.path().join("twice"), dir.path().join("copy"));
+    fs::create_dir(&copy).unwrap();
+    for file in [
+        "config.json",
+        "plans.json",
+        "dataset.json",
+        "checkpoint_final.safetensors",
+    ] {
+        fs::copy(out.join(file), copy.join(file)).unwrap();
+    }
     run(&[
         "predict",
         "--run",
         arg(&out),
         "--run",
-        arg(&out),
+        arg(&copy),
         "-i",
         arg(&dataset.join("imagesTs")),
         "-o",

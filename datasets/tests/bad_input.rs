@@ -98,6 +98,11 @@ fn missing_dataset_json() {
     let folder = tempfile::tempdir().unwrap();
     assert_says(
         &opening(folder.path()),
+        &["is no data set", "dataset.json", "images + masks"],
+    );
+    std::fs::create_dir(folder.path().join("imagesTr")).unwrap();
+    assert_says(
+        &opening(folder.path()),
         &["dataset.json", "does not exist", "imagesTr"],
     );
 }
@@ -463,7 +468,10 @@ fn unknown_case() {
         .unwrap()
         .load_image("case_9", Split::Training)
         .unwrap_err();
-    assert_says(&error, &["case_9_0000.png", "check the case's name"]);
+    assert_says(
+        &error,
+        &["`case_9`", "no training case", "check the case's name"],
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ const MULTIPLE: i64 = 16;
 /// Sides of the two pictures that tell what a pixel costs, both beyond the size to which networks reduce their maps for global context.
 const PROBES: [i64; 2] = [256, 384];
 
-/// What the convolutions' library takes beyond the tensors that are counted: resident memory was 1.1 to 1.2 times the count.
+/// Room for what the convolutions' library takes beyond the tensors that are counted. A guess on the safe side, not a measurement.
 const BEYOND_TENSORS: f64 = 1.25;
 
 /// Taken for a GPU, where tensors are not counted: that of the largest preset.

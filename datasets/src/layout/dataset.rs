@@ -70,8 +70,8 @@ pub struct Dataset {
     pub(crate) planned: Option<Vec<String>>,
     /// A list names the files, so their names mean nothing.
     pub(crate) listed: bool,
-    /// Cases that several published lists name differently, such as validation volumes that are test volumes too, are no mistake.
-    pub(crate) shares_cases: bool,
+    /// Slices train, volumes validate and test, and published lists name some volumes for both: none of that is a mistake.
+    pub(crate) of_slices: bool,
 }
 
 impl Dataset {
@@ -98,7 +98,7 @@ impl Dataset {
             stored: StoredLabels::AsWritten,
             planned: None,
             listed: false,
-            shares_cases: false,
+            of_slices: false,
         }
     }
 

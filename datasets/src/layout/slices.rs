@@ -93,7 +93,7 @@ impl Convention {
         dataset.training = slices;
         dataset.training.extend(validation);
         dataset.test = test;
-        dataset.shares_cases = true;
+        dataset.of_slices = true;
         for cases in [&mut dataset.training, &mut dataset.test] {
             cases.sort_by(|a, b| a.id.cmp(&b.id));
         }

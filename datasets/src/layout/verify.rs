@@ -91,7 +91,7 @@ impl Verification {
         );
         tally.finish(&dataset, &mut problems);
         problems.extend(lists(&dataset));
-        problems.extend(shared_cases(&dataset));
+        problems.extend(trained_and_tested(&dataset));
         problems.sort_by(|a, b| {
             (a.severity, &a.case, a.kind, &a.file).cmp(&(b.severity, &b.case, b.kind, &b.file))
         });
@@ -426,7 +426,7 @@ impl Tally {
         if let Some(content) = seen.fingerprint {
             match self.contents.get(&content) {
                 Some((_, other)) if *other == case.id => {}
-                Some((part, other)) if !dataset.shares_cases => {
+                Some((part, other)) if !dataset.of_slices => {
                     let both = match *part == split {
                         true => "",
                         false => ", which trains: its score will say nothing about new cases",
@@ -441,8 +441,7 @@ impl Tally {
                 }
             }
         }
-        // Slices train and volumes validate where the convention says so.
-        if let (Some(dims), None) = (seen.dims, &dataset.planned) {
+        if let Some(dims) = seen.dims.filter(|_| !dataset.of_slices) {
             let (first, other) = self.dims.get_or_insert_with(|| (dims, case.id.clone()));
             if *first != dims {
                 let problem = format!("it has {dims} axes, but case `{other}` has {first}");
@@ -485,7 +484,7 @@ fn lists(dataset: &Dataset) -> Vec<Problem> {
 }
 
 /// Cases that train and test.
-fn shared_cases(dataset: &Dataset) -> Vec<Problem> {
+fn trained_and_tested(dataset: &Dataset) -> Vec<Problem> {
     let both = dataset.training.iter().filter(|c| {
         let id = c.id.as_str();
         dataset
@@ -493,7 +492,7 @@ fn shared_cases(dataset: &Dataset) -> Vec<Problem> {
             .binary_search_by(|t| t.id.as_str().cmp(id))
             .is_ok()
     });
-    let severity = |problem: &str, remedy: &str| match dataset.shares_cases {
+    let severity = |problem: &str, remedy: &str| match dataset.of_slices {
         true => Problem::note(Kind::DuplicateCase, problem, remedy),
         false => Problem::warning(Kind::DuplicateCase, problem, remedy),
     };
