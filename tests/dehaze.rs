@@ -536,7 +536,7 @@ fn little_memory_means_tiles_and_too_little_is_refused() {
     assert!(!with("8").expect_success().stderr.contains("tiles of"));
     let told = with("0.08").expect_success().stderr;
     assert!(told.contains("tiles of"), "{told}");
-    with("0.02").expect_failure(1, &["--max-memory"]);
+    with("0.002").expect_failure(1, &["--max-memory"]);
 }
 
 #[test]
