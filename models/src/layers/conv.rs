@@ -67,12 +67,27 @@ impl Conv {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let axes = self.stride.len();
         let (none, ones) = (vec![0; axes], vec![1; axes]);
+        // A strided convolution of single values passes over the rest. It is left out first: oneDNN's gradient of such weights writes past its
+        // buffer where a map lies channels last and its channels are no multiple of 16.
+        let picked = self.skips_values().then(|| {
+            (2..)
+                .zip(&self.stride)
+                .fold(x.shallow_clone(), |x, (axis, &step)| {
+                    x.slice(axis, None, None, step)
+                })
+        });
+        let stride = if picked.is_some() {
+            &ones
+        } else {
+            &self.stride
+        };
+        let x = picked.as_ref().unwrap_or(x);
         if self.better_with_onednn(x) {
             let found = x.f_mkldnn_convolution(
                 &self.weight,
                 self.bias.as_ref(),
                 &self.padding,
-                &self.stride,
+                stride,
                 ones.as_slice(),
                 self.groups,
             );
@@ -84,13 +99,20 @@ impl Conv {
         x.convolution(
             &self.weight,
             self.bias.as_ref(),
-            &self.stride,
+            stride,
             &self.padding,
             ones.as_slice(),
             false,
             none.as_slice(),
             self.groups,
         )
+    }
+
+    /// Whether the kernel is a single value and steps over others.
+    fn skips_values(&self) -> bool {
+        self.weight.size()[2..].iter().all(|&k| k == 1)
+            && self.padding.iter().all(|&p| p == 0)
+            && self.stride.iter().any(|&s| s > 1)
     }
 
     /// Whether libtorch would leave a volume to its plain loops although oneDNN is up to ten times faster: it looks at the first four sizes
@@ -135,6 +157,28 @@ pub(crate) fn recorded<R>(forward: impl FnOnce() -> R) -> R {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strided_single_values_have_gradients_on_channels_last_maps() {
+        let options = ConvOptions {
+            kernel: vec![1; 2],
+            stride: vec![2; 2],
+            padding: vec![0; 2],
+            groups: 1,
+            weight: crate::init::TORCH_WEIGHT,
+            bias: Some(Init::Constant(0.0)),
+        };
+        let (conv, _) = Scope::build(Device::Cpu, |scope| Conv::new(scope, 4, 8, options)).unwrap();
+        let map = Tensor::randn([2, 64, 63, 4], (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
+        let y = conv.forward(&map);
+        assert_eq!(y.size(), [2, 8, 32, 32]);
+        let grads = Tensor::run_backward(&[y.sum(Kind::Float)], &[&conv.weight], false, false);
+        // every output sums the values its weight meets
+        let met = map.slice(2, None, None, 2).slice(3, None, None, 2);
+        let expected = met.sum_dim_intlist([0i64, 2, 3].as_slice(), false, Kind::Float);
+        let error = (grads[0].view([8, 4]) - expected).abs().max();
+        assert!(error.double_value(&[]) < 1e-3);
+    }
 
     #[test]
     fn small_volumes_agree_with_libtorchs_own_way() {
