@@ -167,6 +167,11 @@ fn units(include: &Path) -> Vec<Unit> {
     units.push(Unit {
         source: "csrc/meter.cpp",
         name: "meter",
+        flags: torch.clone(),
+    });
+    units.push(Unit {
+        source: "csrc/autocast.cpp",
+        name: "autocast",
         flags: torch,
     });
     units

@@ -14,5 +14,6 @@ pub mod losses;
 pub mod metrics;
 pub mod nnunet;
 pub mod photo;
+pub mod precision;
 pub mod report;
 pub mod runtime;

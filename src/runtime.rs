@@ -1,6 +1,6 @@
 //! The machine: device, threads, seeds, signals.
 
-use std::ffi::OsStr;
+use std::ffi::{c_int, c_uint, OsStr};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,6 +92,30 @@ pub fn cuda_status() -> &'static CudaStatus {
             _ => CudaStatus::NoDevice,
         }
     })
+}
+
+/// The compute capability (major, minor) of a GPU, from the driver.
+pub fn cuda_capability(index: usize) -> Option<(i32, i32)> {
+    use libloading::os::unix::Library;
+    type Number = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `…_MINOR`.
+    const MAJOR: c_int = 75;
+    const MINOR: c_int = 76;
+    // SAFETY: the driver's library is made to be loaded at run time; the functions have these signatures and write one number each.
+    #[allow(unsafe_code)]
+    unsafe {
+        let driver = Library::new("libcuda.so.1").ok()?;
+        let initialise: unsafe extern "C" fn(c_uint) -> c_int = *driver.get(b"cuInit\0").ok()?;
+        let get: Number = *driver.get(b"cuDeviceGet\0").ok()?;
+        let attribute: Attribute = *driver.get(b"cuDeviceGetAttribute\0").ok()?;
+        let (mut device, mut major, mut minor) = (0, 0, 0);
+        let done = initialise(0) == 0
+            && get(&mut device, c_int::try_from(index).ok()?) == 0
+            && attribute(&mut major, MAJOR, device) == 0
+            && attribute(&mut minor, MINOR, device) == 0;
+        done.then_some((major, minor))
+    }
 }
 
 /// Opens a shared library with its symbols visible to all and keeps it open.

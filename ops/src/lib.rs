@@ -7,6 +7,7 @@
 //! [`reference`] choose explicitly.
 
 mod archive;
+pub mod autocast;
 mod check;
 mod error;
 mod library;

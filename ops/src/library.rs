@@ -1,5 +1,6 @@
 //! Finds, checks and loads the native library, once a process.
 
+use crate::autocast::AutocastFunctions;
 use crate::{archive, Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{c_char, c_void, CStr};
@@ -162,6 +163,7 @@ fn find() -> Result<PathBuf, LibraryStatus> {
 pub(crate) struct Native {
     module: CModule,
     pub(crate) meter: MeterFunctions,
+    pub(crate) autocast: AutocastFunctions,
 }
 
 /// The library's functions behind [`Meter`](crate::Meter).
@@ -192,11 +194,16 @@ impl Native {
         if !is_whole(&content) {
             return Err(failed("the file is cut short".to_owned()));
         }
-        let (isa, meter) = open(path).map_err(failed)?;
+        let (isa, meter, autocast) = open(path).map_err(failed)?;
         let bytes = archive::bytes().map_err(|error| failed(error.to_string()))?;
         let module = CModule::load_data(&mut bytes.as_slice())
             .map_err(|error| failed(OpsError::from(error).to_string()))?;
-        Ok((Native { module, meter }, isa))
+        let native = Native {
+            module,
+            meter,
+            autocast,
+        };
+        Ok((native, isa))
     }
 
     pub(crate) fn selective_scan(&self, args: &SelectiveScan) -> Result<ScanOutput, OpsError> {
@@ -312,9 +319,9 @@ fn is_whole(content: &[u8]) -> bool {
 }
 
 /// Loads the library for the rest of the process, which registers its operators, and returns the instruction set it has chosen
-/// and its meter.
+/// and its other functions.
 #[allow(unsafe_code)]
-fn open(path: &Path) -> Result<(String, MeterFunctions), String> {
+fn open(path: &Path) -> Result<(String, MeterFunctions, AutocastFunctions), String> {
     // SAFETY: the marker says that this is the operator library for this very libtorch. Its initialisers only register operators with
     // libtorch, which is loaded, since this program links it.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
@@ -326,19 +333,24 @@ fn open(path: &Path) -> Result<(String, MeterFunctions), String> {
     };
     let isa = isa.map_err(|error| error.to_string())?;
     // SAFETY: the library defines these functions with these signatures.
-    let meter = unsafe {
+    let functions = unsafe {
         (|| {
-            Ok::<_, libloading::Error>(MeterFunctions {
+            let meter = MeterFunctions {
                 start: *library.get(b"vision_mamba_meter_start\0")?,
                 read: *library.get(b"vision_mamba_meter_read\0")?,
                 stop: *library.get(b"vision_mamba_meter_stop\0")?,
-            })
+            };
+            let autocast = AutocastFunctions {
+                swap: *library.get(b"vision_mamba_autocast_swap\0")?,
+                clear: *library.get(b"vision_mamba_autocast_clear\0")?,
+            };
+            Ok::<_, libloading::Error>((meter, autocast))
         })()
     };
-    let meter = meter.map_err(|error| error.to_string())?;
+    let (meter, autocast) = functions.map_err(|error| error.to_string())?;
     // libtorch keeps pointers to the registered functions: the library must never be unloaded.
     std::mem::forget(library);
-    Ok((isa, meter))
+    Ok((isa, meter, autocast))
 }
 
 #[cfg(test)]

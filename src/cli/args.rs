@@ -9,6 +9,7 @@ use vision_mamba_datasets::Planner;
 use crate::losses::LossKind;
 use crate::metrics::protocol::Convention;
 use crate::photo::Format;
+use crate::precision::Precision;
 use crate::runtime::DeviceChoice;
 
 /// Train, predict and evaluate Vision Mamba segmentation networks.
@@ -423,6 +424,9 @@ pub struct TrainArgs {
     /// Largest norm of the gradient; longer ones are shortened
     #[arg(long, default_value_t = 12.0, value_name = "X")]
     pub grad_clip: f64,
+    /// Number format of matrix products and convolutions; scans, norms, losses and weights are always float32
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: Precision,
     /// Part of the batch that must contain foreground
     #[arg(long, default_value_t = 0.33, value_name = "X")]
     pub oversample_foreground: f64,
@@ -503,6 +507,9 @@ pub struct PredictArgs {
     /// Distance of neighbouring windows as a part of the patch, in (0, 1]
     #[arg(long, default_value_t = 0.5, value_name = "X")]
     pub tile_step: f64,
+    /// Number format of matrix products and convolutions; in bfloat16 single voxels differ
+    #[arg(long, value_enum, default_value = "float32")]
+    pub precision: Precision,
     /// Do not average over mirrored inputs (faster)
     #[arg(long)]
     pub no_mirroring: bool,

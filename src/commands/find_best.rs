@@ -24,6 +24,7 @@ use crate::inference::member::{run_folders, Member};
 use crate::inference::pipeline::check_writable;
 use crate::inference::postprocess::{learn, Cases, DiceScores, Packed, Postprocessing, Scoring};
 use crate::inference::volume::{segment_with, PredictOptions};
+use crate::precision::Precision;
 use crate::runtime::{self, StopFlag};
 
 /// `best.json`: what was chosen, and every candidate's score.
@@ -517,6 +518,7 @@ impl Again<'_> {
             tile_step: 0.5,
             mirroring: true,
             probabilities: wanted,
+            precision: Precision::Float32,
         };
         let image = self.dataset.load_image(id, Split::Training)?;
         let restored = segment_with(

@@ -23,6 +23,7 @@ use crate::losses::{DiceOver, LossKind};
 use crate::nnunet::architecture::{network, preset_of};
 use crate::nnunet::results::{find, fold_name, Trained};
 use crate::nnunet::trainer::{known, Family, Known};
+use crate::precision::Precision;
 
 /// nnU-Net's files of weights and what they become, the one that says most first.
 const CHECKPOINTS: [(&str, CheckpointChoice); 3] = [
@@ -556,6 +557,7 @@ fn run_config(
                 false => DiceOver::Sample,
             },
             accumulate: 1,
+            precision: Precision::Float32,
             oversample_foreground: 0.33,
             augmentation,
             masked_channels: configuration.masked_channels(),

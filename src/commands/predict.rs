@@ -85,6 +85,7 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
         tile_step: args.tile_step,
         mirroring: !args.no_mirroring,
         probabilities: args.save_probabilities,
+        precision: args.precision,
     };
     let ensemble = Ensemble::new(&members)?;
     let pipeline = Pipeline {

@@ -32,6 +32,7 @@ use crate::losses::DiceOver;
 use crate::metrics::overlap::counts;
 use crate::metrics::protocol::Convention;
 use crate::metrics::summary::{summarise, voxel_ml, Scored};
+use crate::precision::Precision;
 use crate::runtime::{self, StopFlag};
 
 /// A start from other weights takes at least one in so many of the network's tensors.
@@ -68,9 +69,10 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
         start_from(Path::new(file), &built, printer)?;
     }
     printer.message(&format!(
-        "{} with {} parameters on {device:?}: {} training and {} validation case(s), patch {:?}, batch {}",
+        "{} with {} parameters on {device:?} in {}: {} training and {} validation case(s), patch {:?}, batch {}",
         config.preset,
         built.params.num_parameters(),
+        config.training.precision.name_on(device),
         config.training_ids.len(),
         config.validation_ids.len(),
         config.training.training_patch,
@@ -466,6 +468,7 @@ fn training_config(
             false => DiceOver::Sample,
         },
         accumulate: args.accumulate,
+        precision: args.precision,
         oversample_foreground: args.oversample_foreground,
         augmentation,
         masked_channels: configuration.masked_channels(),
@@ -512,6 +515,7 @@ fn validate(
         tile_step: 0.5,
         mirroring: true,
         probabilities: args.save_probabilities,
+        precision: Precision::Float32,
     };
     let mut bar = Progress::new(printer, "validating", ids.len() as u64);
     let mut cases = Vec::new();

@@ -9,6 +9,7 @@ use vision_mamba_models::NetworkSpec;
 use super::optimizer::OptimizerConfig;
 use super::schedule::Schedule;
 use crate::losses::{DiceOver, LossKind, SegmentationLoss};
+use crate::precision::Precision;
 
 /// A run: what is trained on what, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ pub struct TrainingConfig {
     pub accumulate: u64,
     /// Part of a batch forced to contain foreground.
     pub oversample_foreground: f64,
+    /// The number format of forward passes.
+    #[serde(default)]
+    pub precision: Precision,
     /// What happens to patches.
     pub augmentation: Augmentation,
     /// Channels that augmentation leaves 0 outside the body: those the plan normalises within it.

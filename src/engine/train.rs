@@ -112,7 +112,8 @@ impl Trainer<'_> {
                     continue;
                 }
                 let batch = TensorBatch::new(&batch, self.device)?;
-                let outputs = self.built.net.forward(&batch.image, true)?;
+                let net = self.built.net.as_ref();
+                let outputs = settings.precision.forward(net, &batch.image, true)?;
                 let value = loss.forward(&outputs, &batch.label) / pieces as f64;
                 number += value.double_value(&[]);
                 if number.is_finite() {

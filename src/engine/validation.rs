@@ -54,7 +54,8 @@ pub fn on_patches(
     for index in 0..config.validation_steps {
         let batch = TensorBatch::new(&draw_batch(cases, &settings, index), device)?;
         no_grad(|| -> Result<()> {
-            let outputs = built.net.forward(&batch.image, false)?;
+            let net = built.net.as_ref();
+            let outputs = config.precision.forward(net, &batch.image, false)?;
             let finest = outputs.first().context("the network gave no output")?;
             losses.push(loss.single(finest, &batch.label).double_value(&[]));
             let predicted = match info.regions.is_empty() {

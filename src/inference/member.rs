@@ -126,9 +126,10 @@ impl Member {
     pub fn voice(&self, options: &PredictOptions) -> Voice<'_> {
         let own = &self.config.training.mirror_axes;
         let axes = self.mirror.as_ref().unwrap_or(own);
+        let precision = options.precision;
         Voice {
-            network: Box::new(|x: &Tensor| {
-                let outputs = self.built.net.forward(x, false)?;
+            network: Box::new(move |x: &Tensor| {
+                let outputs = precision.forward(self.built.net.as_ref(), x, false)?;
                 outputs
                     .into_iter()
                     .next()

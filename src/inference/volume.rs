@@ -8,6 +8,7 @@ use vision_mamba_datasets::{Image, Restored};
 use super::ensemble::Ensemble;
 pub use super::member::Member;
 use super::sliding_window::OnWindow;
+use crate::precision::Precision;
 
 /// Options of a prediction.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub struct PredictOptions {
     pub mirroring: bool,
     /// Keep the probabilities.
     pub probabilities: bool,
+    /// The number format of forward passes.
+    pub precision: Precision,
 }
 
 /// The prediction of an image by one network or an ensemble.

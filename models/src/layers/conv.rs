@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use tch::{Device, Kind, Tensor};
+use vision_mamba_ops::autocast;
 
 use crate::init::Init;
 use crate::{ModelError, Scope};
@@ -66,7 +67,7 @@ impl Conv {
     /// (B, in, spatial..) -> (B, out, spatial..)
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let axes = self.stride.len();
-        let (none, ones) = (vec![0; axes], vec![1; axes]);
+        let ones = vec![1; axes];
         // A strided convolution of single values passes over the rest. It is left out first: oneDNN's gradient of such weights writes past its
         // buffer where a map lies channels last and its channels are no multiple of 16.
         let picked = self.skips_values().then(|| {
@@ -96,16 +97,14 @@ impl Conv {
                 return found;
             }
         }
-        x.convolution(
-            &self.weight,
-            self.bias.as_ref(),
-            stride,
-            &self.padding,
-            ones.as_slice(),
-            false,
-            none.as_slice(),
-            self.groups,
-        )
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        let (padding, groups) = (&self.padding, self.groups);
+        // by their public names, which automatic mixed precision knows on every device
+        match axes {
+            1 => x.conv1d(weight, bias, stride, padding, &ones, groups),
+            2 => x.conv2d(weight, bias, stride, padding, &ones, groups),
+            _ => x.conv3d(weight, bias, stride, padding, &ones, groups),
+        }
     }
 
     /// Whether the kernel is a single value and steps over others.
@@ -131,6 +130,7 @@ impl Conv {
             && x.kind() == Kind::Float
             && self.weight.kind() == Kind::Float
             && !RECORDED.get()
+            && !autocast::is_active()
     }
 }
 

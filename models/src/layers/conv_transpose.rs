@@ -37,15 +37,12 @@ impl ConvTranspose {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let axes = self.stride.len();
         let (zeros, ones) = (vec![0; axes], vec![1; axes]);
-        x.convolution(
-            &self.weight,
-            self.bias.as_ref(),
-            &self.stride,
-            &zeros,
-            &ones,
-            true,
-            &zeros,
-            1,
-        )
+        let (weight, bias, stride) = (&self.weight, self.bias.as_ref(), &self.stride);
+        // by their public names, which automatic mixed precision knows on every device
+        match axes {
+            1 => x.conv_transpose1d(weight, bias, stride, &zeros, &zeros, 1, &ones),
+            2 => x.conv_transpose2d(weight, bias, stride, &zeros, &zeros, 1, &ones),
+            _ => x.conv_transpose3d(weight, bias, stride, &zeros, &zeros, 1, &ones),
+        }
     }
 }

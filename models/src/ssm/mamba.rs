@@ -8,6 +8,7 @@
 //! - The causal convolution takes any width, the reference's kernel 2 to 4.
 
 use tch::{Device, Kind, Tensor};
+use vision_mamba_ops::autocast::in_float32;
 use vision_mamba_ops::{causal_conv1d, selective_scan, Activation, SelectiveScan};
 
 use crate::init::{Init, TORCH_WEIGHT};
@@ -140,9 +141,15 @@ impl Mamba {
 
     /// (B, L, d_model) -> (B, L, d_model)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        let y = in_float32(&self.in_proj.forward(x), |xz| self.mix(xz))?;
+        Ok(self.out_proj.forward(&y))
+    }
+
+    /// Between the projections: (B, L, 2 d_inner) -> (B, L, d_inner)
+    fn mix(&self, xz: &Tensor) -> Result<Tensor, ModelError> {
         let d_inner = self.config.d_inner();
-        // (B, L, D) -> (B, L, 2 d_inner) -> two views (B, d_inner, L)
-        let xz = self.in_proj.forward(x).transpose(1, 2);
+        // two views (B, d_inner, L)
+        let xz = xz.transpose(1, 2);
         let (x, z) = (xz.narrow(1, 0, d_inner), xz.narrow(1, d_inner, d_inner));
         let x = causal_conv1d(
             &x,
@@ -165,7 +172,7 @@ impl Mamba {
             delta_bias: Some(&self.dt_bias),
             delta_softplus: true,
         })?;
-        Ok(self.out_proj.forward(&scan.out.transpose(1, 2)))
+        Ok(scan.out.transpose(1, 2))
     }
 
     /// The token-dependent parts: (.., d_inner) -> step size (.., rank), B and C (.., N).

@@ -1,6 +1,7 @@
 //! The layer around a kernel: convolution, skip, GELU and a gated linear unit.
 
 use tch::{Kind, Tensor};
+use vision_mamba_ops::autocast::in_float32;
 
 use super::kernel::{S4Kernel, S4KernelConfig, S4Step};
 use crate::init::Init;
@@ -48,6 +49,11 @@ impl S4Block {
 
     /// (B, L, H) -> (B, L, H)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.finish(&in_float32(x, |x| self.mix(x))?))
+    }
+
+    /// Before the output map: (B, L, H) -> (B, L, C H)
+    fn mix(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let x = x.transpose(1, 2);
         let length = x.size()[2];
         let taps = self.config.l_max.map_or(length, |most| most.min(length));
@@ -69,8 +75,7 @@ impl S4Block {
         };
         let y = y + input * self.d.unsqueeze(-1);
         // (B, C, H, L) -> (B, L, C H)
-        let y = y.flatten(1, 2).transpose(1, 2);
-        Ok(self.finish(&y))
+        Ok(y.flatten(1, 2).transpose(1, 2))
     }
 
     fn finish(&self, y: &Tensor) -> Tensor {

@@ -1,6 +1,7 @@
 //! The small S4D of the reference (`models/s4/s4d.py`): zero-order hold, B of ones, A with the other sign of its imaginary part.
 
 use tch::{Kind, Tensor};
+use vision_mamba_ops::autocast::in_float32;
 
 use crate::init::{Init, TORCH_WEIGHT};
 use crate::ssm::lti::{as_complex, convolve, DOUBLE};
@@ -71,7 +72,10 @@ impl S4dMinimal {
 
     /// (B, H, L) -> (B, H, L)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let y = convolve(x, &self.kernel(x.size()[2]))? + x * self.d.unsqueeze(-1);
+        let y = in_float32(x, |x| {
+            let y = convolve(x, &self.kernel(x.size()[2]))?;
+            Ok::<_, ModelError>(y + x * self.d.unsqueeze(-1))
+        })?;
         let y = y.gelu("none").transpose(1, 2);
         let y = y.linear(&self.weight.squeeze_dim(2), Some(&self.bias));
         Ok(y.glu(-1).transpose(1, 2))

@@ -17,6 +17,7 @@ use std::cell::RefCell;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
+use vision_mamba_ops::autocast::in_float32;
 use vision_mamba_ops::{cross_selective_scan, selective_scan, CrossScan, SelectiveScan};
 
 pub use form::{ForwardType, Gate, OutNorm, Walk};
@@ -430,10 +431,10 @@ impl Ss2d {
             None => x,
         };
         let x = config.act.apply(&x);
-        let y = match config.form.walk {
-            Walk::Pattern(pattern) => self.scan(&x, pattern)?,
-            Walk::Cascade => self.cascade(&x)?,
-        };
+        let y = in_float32(&x, |x| match config.form.walk {
+            Walk::Pattern(pattern) => self.scan(x, pattern),
+            Walk::Cascade => self.cascade(x),
+        })?;
         let y = self.out_norm.forward(y);
         let y = match config.form.out_act {
             true => y.gelu("none"),

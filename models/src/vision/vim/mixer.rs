@@ -10,6 +10,7 @@ use std::cell::RefCell;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+use vision_mamba_ops::autocast::in_float32;
 use vision_mamba_ops::{causal_conv1d, cross_selective_scan, Activation, CrossScan};
 
 use crate::init::{Init, TORCH_WEIGHT};
@@ -157,9 +158,17 @@ impl VimMixer {
 
     /// (B, L, d_model) -> (B, L, d_model)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let mamba = &self.config.mamba;
-        let (d, length) = (mamba.d_inner(), x.size()[1]);
-        let xz = self.in_proj.forward(x);
+        let y = in_float32(&self.in_proj.forward(x), |xz| self.mix(xz))?;
+        let out = self.out_proj.forward(&y);
+        Ok(match &self.gamma {
+            Some(gamma) => out * gamma,
+            None => out,
+        })
+    }
+
+    /// Between the projections: (B, L, 2 d_inner) -> (B, L, d_inner)
+    fn mix(&self, xz: &Tensor) -> Result<Tensor, ModelError> {
+        let (d, length) = (self.config.mamba.d_inner(), xz.size()[1]);
         let (x, z) = (xz.narrow(-1, 0, d), xz.narrow(-1, d, d));
         let convolve = |x: &Tensor, by: &Direction| {
             let out = causal_conv1d(
@@ -206,15 +215,12 @@ impl VimMixer {
         })?;
         // the gate belongs to the position, so it may follow the sum
         let y = y * z.silu();
-        let y = match self.config.divide && self.config.directions == Bidirectional::V2 {
-            true => y * 0.5,
-            false => y,
-        };
-        let out = self.out_proj.forward(&y);
-        Ok(match &self.gamma {
-            Some(gamma) => out * gamma,
-            None => out,
-        })
+        Ok(
+            match self.config.divide && self.config.directions == Bidirectional::V2 {
+                true => y * 0.5,
+                false => y,
+            },
+        )
     }
 
     /// Forwards and, with two directions, backwards.
