@@ -10,6 +10,7 @@
 pub mod augment;
 pub mod cache;
 pub mod case;
+pub mod catalog;
 mod error;
 pub mod fingerprint;
 pub mod io;

@@ -4,6 +4,7 @@
 //! the way does not stop it: [`Dataset::open`] makes an error of what nothing can be done with, [`verify`] reports all of it.
 
 mod acdc;
+mod catalogued;
 pub mod convert;
 mod dataset;
 mod decathlon;
@@ -13,6 +14,7 @@ pub mod input;
 mod masks;
 mod nnunet;
 mod pairs;
+pub mod pattern;
 pub mod problem;
 mod slices;
 mod synapse;
@@ -63,6 +65,12 @@ const LAYOUTS: &[Layout] = &[
         holds: synapse::CONVENTION.holds,
         recognises: |root| synapse::CONVENTION.recognises(root),
         survey: |root| synapse::CONVENTION.survey(root),
+    },
+    Layout {
+        name: catalogued::NAME,
+        holds: "what `datasets show NAME` draws for a data set of `datasets list`",
+        recognises: catalogued::recognises,
+        survey: catalogued::survey,
     },
     Layout {
         name: "image and mask pairs",
@@ -122,6 +130,8 @@ fn survey(root: &Path) -> Result<Survey> {
         });
     };
     let mut survey = (layout.survey)(root)?;
-    survey.dataset.layout = layout.name;
+    if survey.dataset.layout.is_empty() {
+        survey.dataset.layout = layout.name;
+    }
     Ok(survey)
 }
