@@ -106,10 +106,32 @@ pub struct ExportArgs {
 /// Commands under `datasets`.
 #[derive(Debug, Subcommand)]
 pub enum DatasetsCommand {
+    /// The benchmark data sets known by name
+    List(DatasetsListArgs),
+    /// How to obtain and place a benchmark data set, how it is scored, and what was published
+    Show(DatasetsShowArgs),
     /// Read every file and list all that is wrong; exit code 1 if a case cannot be used
     Verify(DatasetsVerifyArgs),
     /// Write it as an nnU-Net v2 raw data set; train and plan need no conversion
     Convert(DatasetsConvertArgs),
+}
+
+/// Options of `datasets list`.
+#[derive(Debug, Args)]
+pub struct DatasetsListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `datasets show`.
+#[derive(Debug, Args)]
+pub struct DatasetsShowArgs {
+    /// A name of `datasets list`
+    pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `datasets verify`.
@@ -118,6 +140,9 @@ pub enum DatasetsCommand {
 pub struct DatasetsVerifyArgs {
     /// The data set's folder
     pub dataset: PathBuf,
+    /// Compare it with a complete download of this name of `datasets list` [default: what it is recognised as]
+    #[arg(long = "as", value_name = "NAME")]
+    pub benchmark: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -147,7 +172,8 @@ const LAYOUTS: &str = "Known layouts, told apart by what lies in the folder:
   image and mask pairs            images/ and masks/ (labels, annotations, X_Training_Input and X_Training_GroundTruth, ...),
                                   with or without train, val and test
   ACDC                            as Mamba-UNet has it: data/slices/*.h5, data/*.h5, train_slices.list, val.list, test.list
-  Synapse                         as TransUNet and Mamba-UNet have it: train_npz/*.npz, test_vol_h5/*.npy.h5, lists/*.txt";
+  Synapse                         as TransUNet and Mamba-UNet have it: train_npz/*.npz, test_vol_h5/*.npy.h5, lists/*.txt
+  benchmarks as downloaded        what `datasets show NAME` draws for a name of `datasets list`";
 
 /// Options of `info`.
 #[derive(Debug, Args)]

@@ -84,6 +84,8 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Weights(WeightsCommand::Import(args)) => {
             commands::weights::import_any(&args, printer)
         }
+        Command::Datasets(DatasetsCommand::List(args)) => commands::catalog::list(&args, printer),
+        Command::Datasets(DatasetsCommand::Show(args)) => commands::catalog::show(&args, printer),
         Command::Datasets(DatasetsCommand::Verify(args)) => {
             commands::datasets::verify(&args, &global, printer)
         }

@@ -4,11 +4,14 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{bail, Result};
+use vision_mamba_datasets::catalog::Task;
 use vision_mamba_datasets::layout::convert::convert as write_converted;
 use vision_mamba_datasets::layout::problem::{Problem, Severity};
 use vision_mamba_datasets::layout::verify::{Report, Verification};
+use vision_mamba_datasets::restoration::verify::Verification as Pictures;
 use vision_mamba_datasets::Dataset;
 
+use super::catalog;
 use super::plan::threads;
 use crate::cli::args::{DatasetsConvertArgs, DatasetsVerifyArgs, Global};
 use crate::cli::exit::Misuse;
@@ -27,18 +30,34 @@ pub fn open(folder: &Path, printer: &Printer) -> Result<Dataset> {
 
 /// Reads all files and lists all problems.
 pub fn verify(args: &DatasetsVerifyArgs, global: &Global, printer: &Printer) -> Result<()> {
-    let verification = match Verification::start(&args.dataset) {
-        Ok(verification) => verification,
-        Err(error) => {
+    let entry = args.benchmark.as_deref().map(catalog::entry).transpose()?;
+    let pictures = match entry.map(|e| e.task) {
+        Some(Task::Segmentation) => None,
+        _ => Pictures::start(&args.dataset).ok(),
+    };
+    let report = match (Verification::start(&args.dataset), pictures) {
+        // pictures in pairs are asked for by name, or recognised where no label maps are
+        (outcome, Some(pictures))
+            if entry.is_some() || (outcome.is_err() && pictures.has_pairs()) =>
+        {
+            let pictures = entry.into_iter().fold(pictures, Pictures::against);
+            with_bar(printer, "verifying", pictures.cases(), |progress| {
+                pictures.run(&args.dataset, threads(global), progress)
+            })
+        }
+        (Ok(found), _) => {
+            let found = entry.into_iter().fold(found, Verification::against);
+            with_bar(printer, "verifying", found.cases(), |progress| {
+                found.run(threads(global), progress)
+            })
+        }
+        (Err(error), _) => {
             if args.json {
                 printer.data(&serde_json::to_string_pretty(&unknown(args, &error))?);
             }
             return Err(error.into());
         }
     };
-    let report = with_bar(printer, "verifying", verification.cases(), |progress| {
-        verification.run(threads(global), progress)
-    });
     match args.json {
         true => printer.data(&serde_json::to_string_pretty(&report)?),
         false => printer.data(&table(&report)),

@@ -39,6 +39,12 @@ fn lies_in(layout: &FileLayout, root: &Path) -> bool {
     })
 }
 
+/// The entry that a data set was opened by.
+pub(super) fn of(dataset: &Dataset) -> Option<&'static Entry> {
+    let layout = |e: &&Entry| !e.layouts.is_empty() && e.title == dataset.layout;
+    entries().iter().find(layout).filter(|_| dataset.listed)
+}
+
 pub(super) fn recognises(root: &Path) -> bool {
     entry_of(root).is_some()
 }

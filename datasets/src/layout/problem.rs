@@ -72,6 +72,12 @@ pub enum Kind {
     UnusedLabel,
     /// A label map of background alone.
     EmptyLabel,
+    /// A complete download has more, fewer or other cases.
+    Incomplete,
+    /// Another data set than the one named.
+    OtherDataset,
+    /// A picture without its partner.
+    Unpaired,
 }
 
 /// One thing that is wrong with a data set.

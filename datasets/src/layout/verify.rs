@@ -12,6 +12,7 @@ use super::input::numbered;
 use super::masks::whole;
 use super::problem::{Kind, Problem, Severity};
 use super::Survey;
+use crate::catalog::{names_in, Entry, Part};
 use crate::io::read_image;
 use crate::parallel::for_each_in_order;
 use crate::{split, DataError, Geometry, Image, Result};
@@ -46,13 +47,22 @@ impl Report {
 /// A folder to be verified: its cases are known, their files are not read yet.
 pub struct Verification {
     survey: Survey,
+    entry: Option<&'static Entry>,
 }
 
 impl Verification {
     /// Finds out the convention of a folder and its cases. The error is of a folder that is not there or of no known convention.
     pub fn start(root: &Path) -> Result<Self> {
         let survey = super::survey(root)?;
-        Ok(Self { survey })
+        let entry = super::catalogued::of(&survey.dataset);
+        Ok(Self { survey, entry })
+    }
+
+    /// Compares it with this entry of the catalogue; a folder in the form of a download is compared with its own.
+    #[must_use]
+    pub fn against(mut self, entry: &'static Entry) -> Self {
+        self.entry = Some(entry);
+        self
     }
 
     /// Number of cases to read.
@@ -63,6 +73,7 @@ impl Verification {
 
     /// Reads every case, on `threads` threads with one case in memory each. `progress` hears of each.
     pub fn run(self, threads: usize, progress: &(dyn Fn(&str) + Sync)) -> Report {
+        let entry = self.entry;
         let Survey {
             dataset,
             fatal,
@@ -92,6 +103,9 @@ impl Verification {
         tally.finish(&dataset, &mut problems);
         problems.extend(lists(&dataset));
         problems.extend(trained_and_tested(&dataset));
+        if let Some(entry) = entry {
+            problems.extend(compared(&dataset, entry));
+        }
         problems.sort_by(|a, b| {
             (a.severity, &a.case, a.kind, &a.file).cmp(&(b.severity, &b.case, b.kind, &b.file))
         });
@@ -105,6 +119,100 @@ impl Verification {
             notes: dataset.notes,
         }
     }
+}
+
+/// What differs from a complete download.
+fn compared(dataset: &Dataset, entry: &Entry) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut other = |what: &str, found: String, expected: String| {
+        if found != expected {
+            let problem = format!(
+                "its {what} are {found}, but those of {} are {expected}",
+                entry.title
+            );
+            let remedy = format!(
+                "see `datasets show {}`; is it another data set, or a part of it?",
+                entry.name
+            );
+            problems.push(Problem::warning(Kind::OtherDataset, problem, remedy));
+        }
+    };
+    let values = |v: Vec<i16>| v.iter().map(i16::to_string).collect::<Vec<_>>().join(", ");
+    other(
+        "label values",
+        values(dataset.info.label_values()),
+        values(entry.labels.iter().map(|l| l.value).collect()),
+    );
+    other(
+        "numbers of channels",
+        dataset.info.channel_names.len().to_string(),
+        entry.channels.len().to_string(),
+    );
+    let named = |cases: &[Case]| -> Vec<(String, String)> {
+        cases
+            .iter()
+            .map(|c| (c.id.clone(), c.group.clone()))
+            .collect()
+    };
+    let held = dataset.official.as_ref().map_or(0, |f| f.validation.len());
+    let (training, test) = (named(&dataset.training), named(&dataset.test));
+    problems.extend(missing(entry, |part| match part {
+        Part::Training => Some((training.len() - held, &training[..])),
+        Part::Validation => (held > 0).then_some((held, &training[..])),
+        Part::Test => (!test.is_empty()).then_some((test.len(), &test[..])),
+    }));
+    problems
+}
+
+/// Parts of another size than a complete download's, with the names that are missing. `found` counts the cases of a part and names all that may
+/// be of it, with what they belong to; nothing where the part is not there at all, as one may do without it.
+pub(crate) fn missing<'a>(
+    entry: &Entry,
+    found: impl Fn(Part) -> Option<(usize, &'a [(String, String)])>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for count in &entry.cases {
+        let Some((number, cases)) = found(count.part) else {
+            continue;
+        };
+        let is_there = |name: &str| {
+            let own = |c: &&(String, String)| {
+                let longer =
+                    c.0.strip_prefix(name)
+                        .is_some_and(|rest| rest.starts_with('_'));
+                c.0 == name || c.1 == name || longer
+            };
+            cases.iter().any(|c| own(&c))
+        };
+        let names: Vec<String> = count.names.iter().flat_map(|n| names_in(n)).collect();
+        let lacking: Vec<&str> = names
+            .iter()
+            .map(String::as_str)
+            .filter(|n| !is_there(n))
+            .collect();
+        if count.numbers.contains(&number) && lacking.is_empty() {
+            continue;
+        }
+        let numbers: Vec<String> = count.numbers.iter().map(usize::to_string).collect();
+        let part = format!("{:?}", count.part).to_lowercase();
+        let mut problem = format!(
+            "{number} {part} cases, but a complete download has {} ({})",
+            numbers.join(" or "),
+            count.of
+        );
+        if !lacking.is_empty() {
+            problem += &format!(
+                "; missing: {}",
+                lacking[..lacking.len().min(SHOWN)].join(", ")
+            );
+            if lacking.len() > SHOWN {
+                problem += &format!(" and {} more", lacking.len() - SHOWN);
+            }
+        }
+        let remedy = format!("fetch what is missing, see `datasets show {}`", entry.name);
+        problems.push(Problem::warning(Kind::Incomplete, problem, remedy));
+    }
+    problems
 }
 
 /// What is remembered of a case.

@@ -5,6 +5,7 @@ pub mod haze;
 pub mod pairs;
 pub mod pictures;
 pub mod sampler;
+pub mod verify;
 
 use crate::{DataError, Result};
 

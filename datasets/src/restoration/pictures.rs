@@ -114,7 +114,12 @@ fn sizes_of(pair: &Pair) -> Result<usize> {
 }
 
 /// The clear picture's border (rows, columns) on each side beyond the hazy one.
-fn border(hazy: &Path, inner: &[usize], clear: &Path, outer: &[usize]) -> Result<[usize; 2]> {
+pub(super) fn border(
+    hazy: &Path,
+    inner: &[usize],
+    clear: &Path,
+    outer: &[usize],
+) -> Result<[usize; 2]> {
     let beyond = |axis: usize| {
         let more = outer[axis].checked_sub(inner[axis])?;
         (more % 2 == 0 && more / 2 <= WIDEST_BORDER).then_some(more / 2)
