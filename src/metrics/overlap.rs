@@ -1,5 +1,7 @@
 //! Overlap of two label maps: counts per class, Dice and IoU.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
@@ -77,74 +79,141 @@ pub fn counts(
     classes: &[Vec<i16>],
     ignored: Option<i16>,
 ) -> Vec<Counts> {
-    // One pass over the voxels into a table of pairs of values, then sums per class.
-    let top = classes.iter().flatten().copied().max().unwrap_or(0).max(0) as usize;
-    let bins = top + 2;
-    let bin = |value: i16| {
-        if value >= 0 && value as usize <= top {
-            value as usize
-        } else {
-            top + 1
-        }
-    };
-    let mut pairs = vec![0u64; bins * bins];
-    let mut voxels = 0u64;
-    let mut count = |p: i16, r: i16, n: u64| {
-        if r >= 0 && Some(r) != ignored {
-            voxels += n;
-            pairs[bin(p) * bins + bin(r)] += n;
-        }
-    };
+    let mut pairs = Pairs::new(classes, ignored);
     match (prediction.as_slice(), reference.as_slice()) {
-        (Some(mut p), Some(mut r)) => {
-            // runs of one pair of values are counted at once
-            while let (Some(&first), Some(&other)) = (p.first(), r.first()) {
-                let run = run(p, first).min(run(r, other));
-                count(first, other, run as u64);
-                (p, r) = (&p[run..], &r[run..]);
-            }
-        }
+        (Some(p), Some(r)) => p
+            .chunks(BLOCK)
+            .zip(r.chunks(BLOCK))
+            .for_each(|(p, r)| pairs.count_block(p, r)),
         _ => prediction
             .iter()
             .zip(reference)
-            .for_each(|(p, r)| count(*p, *r, 1)),
+            .for_each(|(p, r)| pairs.count(*p, *r, 1)),
     }
-    let n = bins;
-    classes
-        .iter()
-        .map(|values| {
-            let member: Vec<bool> = (0..n)
-                .map(|v| values.contains(&(v as i16)) && v <= top)
-                .collect();
-            let mut counts = Counts::default();
-            for (p, row) in pairs.chunks_exact(n).enumerate() {
-                for (r, &count) in row.iter().enumerate() {
-                    match (member[p], member[r]) {
-                        (true, true) => counts.tp += count,
-                        (true, false) => counts.fp += count,
-                        (false, true) => counts.fn_ += count,
-                        (false, false) => {}
-                    }
-                }
-            }
-            counts.tn = voxels - counts.tp - counts.fp - counts.fn_;
-            counts
-        })
-        .collect()
+    pairs.of_classes(classes)
 }
 
-/// How many values from the first on equal it.
-pub fn run(values: &[i16], first: i16) -> usize {
-    const BLOCK: usize = 32;
-    let mut n = 0;
-    for block in values.chunks_exact(BLOCK) {
-        // without a branch inside, so that it is done many at a time
-        if block.iter().fold(0, |differs, v| differs | (v ^ first)) != 0 {
-            break;
+/// Voxels that are looked at together: most blocks of a label map are of one pair of values.
+const BLOCK: usize = 64;
+
+/// How often each pair of a predicted and a true value occurs: one pass over the voxels, whatever the number of classes.
+struct Pairs {
+    /// The values of the classes, sorted. The place of a value here is its column in the table; one more column is for all other values
+    /// and one for what is left out.
+    values: Vec<i16>,
+    /// The column of each value, which is read as `u16`.
+    predicted: Vec<u16>,
+    present: Vec<u16>,
+    table: Table,
+}
+
+enum Table {
+    /// All pairs, row by row.
+    Dense(Vec<u64>),
+    /// Those that occur, where all would be too many.
+    Sparse(BTreeMap<(u16, u16), u64>),
+}
+
+impl Pairs {
+    /// The most columns of a dense table, which is then of 8 MB.
+    const MOST_DENSE: usize = 1024;
+
+    fn new(classes: &[Vec<i16>], ignored: Option<i16>) -> Self {
+        let values: BTreeSet<i16> = classes.iter().flatten().copied().collect();
+        let values: Vec<i16> = values.into_iter().filter(|v| *v >= 0).collect();
+        let mut predicted = vec![values.len() as u16; 1 << 16];
+        for (column, value) in values.iter().enumerate() {
+            predicted[usize::from(*value as u16)] = column as u16;
         }
-        n += BLOCK;
+        let mut present = predicted.clone();
+        let left_out = values.len() as u16 + 1;
+        present[usize::from(i16::MIN as u16)..].fill(left_out);
+        if let Some(ignored) = ignored {
+            present[usize::from(ignored as u16)] = left_out;
+        }
+        let columns = values.len() + 2;
+        Self {
+            values,
+            predicted,
+            present,
+            table: match columns <= Self::MOST_DENSE {
+                true => Table::Dense(vec![0; columns * columns]),
+                false => Table::Sparse(BTreeMap::new()),
+            },
+        }
     }
-    n + values[n..].iter().take_while(|v| **v == first).count()
+
+    fn count(&mut self, prediction: i16, reference: i16, voxels: u64) {
+        let p = self.predicted[usize::from(prediction as u16)];
+        let r = self.present[usize::from(reference as u16)];
+        match &mut self.table {
+            Table::Dense(all) => {
+                all[usize::from(p) * (self.values.len() + 2) + usize::from(r)] += voxels;
+            }
+            Table::Sparse(some) => *some.entry((p, r)).or_default() += voxels,
+        }
+    }
+
+    fn count_block(&mut self, prediction: &[i16], reference: &[i16]) {
+        let (Some(&first), Some(&other)) = (prediction.first(), reference.first()) else {
+            return;
+        };
+        // without a branch inside, so that it is done many at a time
+        let differ = prediction
+            .iter()
+            .zip(reference)
+            .fold(0, |differ, (p, r)| differ | (p ^ first) | (r ^ other));
+        if differ == 0 {
+            return self.count(first, other, prediction.len() as u64);
+        }
+        for (p, r) in prediction.iter().zip(reference) {
+            self.count(*p, *r, 1);
+        }
+    }
+
+    fn of_classes(&self, classes: &[Vec<i16>]) -> Vec<Counts> {
+        let columns = self.values.len() + 2;
+        let left_out = columns - 1;
+        // the classes that hold the value of a column
+        let holders: Vec<Vec<usize>> = (0..columns)
+            .map(|column| {
+                let value = self.values.get(column);
+                let holds = |c: &usize| value.is_some_and(|v| classes[*c].contains(v));
+                (0..classes.len()).filter(holds).collect()
+            })
+            .collect();
+        let mut counts = vec![Counts::default(); classes.len()];
+        let mut voxels = 0;
+        let mut add = |p: usize, r: usize, n: u64| {
+            if r == left_out {
+                return;
+            }
+            voxels += n;
+            for &class in &holders[p] {
+                match holders[r].contains(&class) {
+                    true => counts[class].tp += n,
+                    false => counts[class].fp += n,
+                }
+            }
+            for &class in holders[r].iter().filter(|c| !holders[p].contains(c)) {
+                counts[class].fn_ += n;
+            }
+        };
+        match &self.table {
+            Table::Dense(all) => all
+                .iter()
+                .enumerate()
+                .filter(|(_, n)| **n > 0)
+                .for_each(|(at, n)| add(at / columns, at % columns, *n)),
+            Table::Sparse(some) => some
+                .iter()
+                .for_each(|((p, r), n)| add((*p).into(), (*r).into(), *n)),
+        }
+        for count in &mut counts {
+            count.tn = voxels - count.tp - count.fp - count.fn_;
+        }
+        counts
+    }
 }
 
 /// Mean of the values that exist.
@@ -219,6 +288,54 @@ mod tests {
         let c = counts(&p, &r, &[vec![1, 2], vec![2]], Some(3));
         assert_eq!((c[0].tp, c[0].fp, c[0].fn_, c[0].tn), (2, 0, 1, 1));
         assert_eq!((c[1].tp, c[1].fp, c[1].fn_, c[1].tn), (1, 0, 1, 2));
+    }
+
+    /// Voxel by voxel and class by class.
+    fn counted_plainly(p: &[i16], r: &[i16], classes: &[Vec<i16>], ignored: i16) -> Vec<Counts> {
+        let of = |values: &Vec<i16>| {
+            let mut c = Counts::default();
+            for (p, r) in p.iter().zip(r).filter(|(_, r)| **r >= 0 && **r != ignored) {
+                match (values.contains(p), values.contains(r)) {
+                    (true, true) => c.tp += 1,
+                    (true, false) => c.fp += 1,
+                    (false, true) => c.fn_ += 1,
+                    (false, false) => c.tn += 1,
+                }
+            }
+            c
+        };
+        classes.iter().map(of).collect()
+    }
+
+    #[test]
+    fn blocks_few_and_many_classes_are_counted_as_voxels_are() {
+        let mut state = 1u32;
+        let mut random = |n: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % n
+        };
+        // runs longer and shorter than a block, of values with and without a class
+        let mut of = |top: u32| {
+            let mut values = Vec::new();
+            while values.len() < 20_000 {
+                let value = random(top + 2) as i16 - 1;
+                let run = if random(4) == 0 { 300 } else { 5 };
+                values.extend(vec![value; 1 + random(run) as usize]);
+            }
+            values.truncate(20_000);
+            values
+        };
+        for (top, step) in [(4, 1), (3000, 2)] {
+            let (mut p, r) = (of(top), of(top));
+            p[..5000].copy_from_slice(&r[..5000]);
+            let mut classes: Vec<Vec<i16>> =
+                (1..top as i16).step_by(step).map(|v| vec![v]).collect();
+            classes.push(vec![1, 2, 3]);
+            classes.push(vec![i16::MAX]);
+            let expected = counted_plainly(&p, &r, &classes, 2);
+            assert!(expected.iter().any(|c| c.tp > 0) && expected.iter().any(|c| c.fn_ > 0));
+            assert_eq!(counts(&map(&p), &map(&r), &classes, Some(2)), expected);
+        }
     }
 
     #[test]

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use ndarray::{s, Array3, ArrayView3};
 
 use super::distance::DistanceTo;
-use super::overlap::run;
 use super::surfels::{element_weights, neighbourhood_codes, INSIDE};
 
 /// The box of voxels with something in it; none if both masks are empty.
@@ -31,6 +30,20 @@ fn bounds(a: ArrayView3<bool>, b: ArrayView3<bool>) -> Option<[[usize; 2]; 3]> {
         }
     }
     (bounds[0][1] > 0).then_some(bounds)
+}
+
+/// How many values from the first on equal it.
+fn run(values: &[i16], first: i16) -> usize {
+    const BLOCK: usize = 32;
+    let mut n = 0;
+    for block in values.chunks_exact(BLOCK) {
+        // without a branch inside, so that it is done many at a time
+        if block.iter().fold(0, |differs, v| differs | (v ^ first)) != 0 {
+            break;
+        }
+        n += BLOCK;
+    }
+    n + values[n..].iter().take_while(|v| **v == first).count()
 }
 
 /// The box of each class, a set of label values, in either of two maps; empty for one that is in neither.

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use ndarray::{ArrayD, Axis};
-
-use crate::{DataError, Geometry, Image, Result};
+use super::stored::{Numbers, Stored};
+use crate::{DataError, Geometry, Result};
 
 /// What an array in a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,20 +23,22 @@ impl Role {
 }
 
 /// (H, W) and (Z, Y, X) are of one channel, (C, Z, Y, X) of several.
-pub(super) fn image(path: &Path, format: &'static str, mut array: ArrayD<f32>) -> Result<Image> {
-    if array.ndim() < 4 {
-        array.insert_axis_inplace(Axis(0));
-    }
-    let dims = array.ndim() - 1;
-    if !(2..=3).contains(&dims) || array.is_empty() {
-        let problem = format!(
-            "its array has the shape {:?}, expected two to four axes",
-            array.shape()
-        );
+pub(super) fn stored(
+    path: &Path,
+    format: &'static str,
+    numbers: Numbers,
+    shape: Vec<usize>,
+) -> Result<Stored> {
+    let channel_axis = (shape.len() >= 4).then_some(0);
+    let dims = shape.len() - usize::from(channel_axis.is_some());
+    if !(2..=3).contains(&dims) || shape.contains(&0) {
+        let problem = format!("its array has the shape {shape:?}, expected two to four axes");
         return Err(DataError::damaged(path, format, problem));
     }
-    Ok(Image {
-        data: array,
+    Ok(Stored {
+        numbers,
+        shape,
+        channel_axis,
         geometry: Geometry::unit(dims),
     })
 }

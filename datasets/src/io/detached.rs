@@ -1,7 +1,33 @@
 //! Files that a header names besides itself.
 
+use std::path::Path;
+
+use super::source::{Parsed, Source};
+use super::stored::Numbers;
+use crate::{DataError, Result};
+
+/// The numbers of the files that the header at `path` names, one file after another.
+pub(super) fn read(
+    path: &Path,
+    format: &'static str,
+    names: &[String],
+    voxels: impl Fn(Source) -> Parsed<Numbers>,
+) -> Result<Numbers> {
+    let mut all: Option<Numbers> = None;
+    for name in names {
+        let file = path.with_file_name(name);
+        let part = voxels(Source::open(&file)?);
+        let part = part.map_err(|problem| DataError::damaged(&file, format, problem))?;
+        match &mut all {
+            None => all = Some(part),
+            Some(all) => all.append(part),
+        }
+    }
+    all.ok_or_else(|| DataError::damaged(path, format, "it names no file of voxels"))
+}
+
 /// The files that `volume.raw` names, or `slice%03d.raw 1 40 1`: a pattern with first, last and step.
-pub(super) fn names(value: &str) -> Result<Vec<String>, String> {
+pub(super) fn names(value: &str) -> Parsed<Vec<String>> {
     const MOST_FILES: usize = 100_000;
     let words: Vec<&str> = value.split_whitespace().collect();
     let pattern = words

@@ -70,11 +70,59 @@ pub(super) fn decode(
     values
 }
 
-fn each<const N: usize>(
+/// The class number that a number is, if it is one: whole, from 0 to the largest of `i16`.
+fn label_of(value: f32) -> Option<i16> {
+    let is_label = (value as i32) as f32 == value && (0.0..=f32::from(i16::MAX)).contains(&value);
+    is_label.then_some(value as i32 as i16)
+}
+
+/// Bytes to class numbers, or the first number that is none, as [`decode`] and [`label_of`] have it.
+pub(super) fn decode_labels(
+    bytes: &[u8],
+    element: Element,
+    big_endian: bool,
+) -> Result<Vec<i16>, f32> {
+    // whether all fit is known from a sign bit that any of them sets, without a branch inside
+    let mut signs = 0i16;
+    let mut seen = |v: i16| {
+        signs |= v;
+        v
+    };
+    let labels = match element {
+        Element::U8 => Some(each(bytes, false, |[b]: [u8; 1]| i16::from(b))),
+        Element::I8 => Some(each(bytes, false, |[b]: [u8; 1]| seen(i16::from(b as i8)))),
+        // of U16, what is beyond i16 is negative in it
+        Element::U16 | Element::I16 => {
+            Some(each(bytes, big_endian, |b| seen(i16::from_le_bytes(b))))
+        }
+        _ => None,
+    };
+    match labels.filter(|_| signs >= 0) {
+        Some(labels) => Ok(labels),
+        None => labels_of(&decode(bytes, element, big_endian, None)),
+    }
+}
+
+/// Class numbers of float32, or the first number that is none.
+pub(super) fn labels_of(values: &[f32]) -> Result<Vec<i16>, f32> {
+    let mut whole = true;
+    // without a branch inside, so that voxels are looked at many at a time
+    let labels = values.iter().map(|&v| {
+        whole &= label_of(v).is_some();
+        v as i32 as i16
+    });
+    let labels = labels.collect();
+    match values.iter().find(|v| !whole && label_of(**v).is_none()) {
+        Some(&wrong) => Err(wrong),
+        None => Ok(labels),
+    }
+}
+
+fn each<const N: usize, T>(
     bytes: &[u8],
     big_endian: bool,
-    value: impl Fn([u8; N]) -> f32,
-) -> Vec<f32> {
+    mut value: impl FnMut([u8; N]) -> T,
+) -> Vec<T> {
     let ordered = bytes.chunks_exact(N).map(|stored| {
         let mut voxel = [0; N];
         voxel.copy_from_slice(stored);

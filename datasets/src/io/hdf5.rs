@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hdf5_reader::{Dataset, Datatype, Hdf5File, OpenOptions};
-use ndarray::ArrayD;
 
 use crate::io::arrays::{self, Role};
+use crate::io::element::Element;
 use crate::io::source::{Parsed, Source, LARGEST_EXPANSION};
-use crate::{DataError, Image, Result};
+use crate::io::stored::{Numbers, Stored};
+use crate::{DataError, Result};
 
 const FORMAT: &str = "HDF5";
 
@@ -44,84 +45,59 @@ fn open(path: &Path, names: &[&str]) -> Result<Dataset> {
     )))
 }
 
-/// Any kind of real number as float32.
-fn values(dataset: &Dataset) -> Parsed<ArrayD<f32>> {
-    fn all<T: hdf5_reader::H5Type + Copy>(
+/// Any kind of real number.
+fn values(dataset: &Dataset) -> Parsed<Numbers> {
+    fn all<T: hdf5_reader::H5Type + bytemuck::Pod>(
         dataset: &Dataset,
-        value: impl Fn(T) -> f32,
-    ) -> Parsed<ArrayD<f32>> {
-        dataset
-            .read_array::<T>()
-            .map(|a| a.mapv(value))
-            .map_err(|e| e.to_string())
+        element: Element,
+    ) -> Parsed<Numbers> {
+        let array = dataset.read_array::<T>().map_err(|e| e.to_string())?;
+        let values: Vec<T> = array.into_iter().collect();
+        let bytes = bytemuck::try_cast_vec(values)
+            .unwrap_or_else(|(_, values)| bytemuck::cast_slice(&values).to_vec());
+        Ok(Numbers::native(bytes, element))
     }
     match dataset.dtype() {
-        Datatype::FloatingPoint { size: 4, .. } => {
-            dataset.read_array::<f32>().map_err(|e| e.to_string())
-        }
-        Datatype::FloatingPoint { size: 8, .. } => all(dataset, |v: f64| v as f32),
-        Datatype::FixedPoint {
-            size: 1,
-            signed: false,
-            ..
-        } => all(dataset, |v: u8| v.into()),
-        Datatype::FixedPoint {
-            size: 1,
-            signed: true,
-            ..
-        } => all(dataset, |v: i8| v.into()),
-        Datatype::FixedPoint {
-            size: 2,
-            signed: false,
-            ..
-        } => all(dataset, |v: u16| v.into()),
-        Datatype::FixedPoint {
-            size: 2,
-            signed: true,
-            ..
-        } => all(dataset, |v: i16| v.into()),
-        Datatype::FixedPoint {
-            size: 4,
-            signed: false,
-            ..
-        } => all(dataset, |v: u32| v as f32),
-        Datatype::FixedPoint {
-            size: 4,
-            signed: true,
-            ..
-        } => all(dataset, |v: i32| v as f32),
-        Datatype::FixedPoint {
-            size: 8,
-            signed: false,
-            ..
-        } => all(dataset, |v: u64| v as f32),
-        Datatype::FixedPoint {
-            size: 8,
-            signed: true,
-            ..
-        } => all(dataset, |v: i64| v as f32),
+        Datatype::FloatingPoint { size: 4, .. } => all::<f32>(dataset, Element::F32),
+        Datatype::FloatingPoint { size: 8, .. } => all::<f64>(dataset, Element::F64),
+        Datatype::FixedPoint { size, signed, .. } => match (size, signed) {
+            (1, false) => all::<u8>(dataset, Element::U8),
+            (1, true) => all::<i8>(dataset, Element::I8),
+            (2, false) => all::<u16>(dataset, Element::U16),
+            (2, true) => all::<i16>(dataset, Element::I16),
+            (4, false) => all::<u32>(dataset, Element::U32),
+            (4, true) => all::<i32>(dataset, Element::I32),
+            (8, false) => all::<u64>(dataset, Element::U64),
+            (8, true) => all::<i64>(dataset, Element::I64),
+            _ => Err(format!("its integers are of {size} bytes, expected 1 to 8")),
+        },
         other => Err(format!(
             "its numbers are of type {other:?}, expected integers or float32 or float64"
         )),
     }
 }
 
-fn load(path: &Path, role: Role) -> Result<ArrayD<f32>> {
+fn load(path: &Path, role: Role) -> Result<Stored> {
     let dataset = open(path, role.names())?;
-    values(&dataset).map_err(|e| DataError::damaged(path, FORMAT, e))
+    let numbers = values(&dataset).map_err(|e| DataError::damaged(path, FORMAT, e))?;
+    arrays::stored(path, FORMAT, numbers, shape(&dataset))
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
-    arrays::image(path, FORMAT, load(path, Role::Image)?)
+fn shape(dataset: &Dataset) -> Vec<usize> {
+    dataset.shape().iter().map(|&s| s as usize).collect()
 }
 
-pub(super) fn read_labels(path: &Path) -> Result<Image> {
-    arrays::image(path, FORMAT, load(path, Role::Labels)?)
+pub(super) fn read(path: &Path) -> Result<Stored> {
+    load(path, Role::Image)
+}
+
+pub(super) fn read_labels(path: &Path) -> Result<Stored> {
+    load(path, Role::Labels)
 }
 
 pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
     let dataset = open(path, Role::Image.names())?;
-    let shape: Vec<usize> = dataset.shape().iter().map(|&s| s as usize).collect();
+    let shape = shape(&dataset);
     Ok(match shape.len() {
         4.. => shape[1..].to_vec(),
         _ => shape,

@@ -8,13 +8,13 @@ use std::io::Write;
 use std::path::Path;
 
 use flate2::write::ZlibEncoder;
-use ndarray::{ArrayD, Axis, IxDyn};
 
-use crate::io::detached::names;
-use crate::io::element::{decode, Element};
+use crate::io::detached::{self, names};
+use crate::io::element::Element;
 use crate::io::source::{count, Packing, Parsed, Source};
+use crate::io::stored::{Numbers, Stored};
 use crate::io::{atomically, Pixels};
-use crate::{DataError, Geometry, Image, Result};
+use crate::{DataError, Geometry, Result};
 
 const FORMAT: &str = "MetaImage";
 
@@ -235,54 +235,42 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
     Ok(open(path)?.1.size.into_iter().rev().collect())
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
-    let damaged = |problem: String| DataError::damaged(path, FORMAT, problem);
+pub(super) fn read(path: &Path) -> Result<Stored> {
+    let damaged = |problem: &str| DataError::damaged(path, FORMAT, problem);
     let (source, header) = open(path)?;
-    let values = if header.files.is_empty() {
-        voxels(source, &header, 1).map_err(damaged)?
-    } else {
-        let mut values = Vec::new();
-        for name in &header.files {
-            let file = path.with_file_name(name);
-            let mut source = Source::open(&file)?;
-            if header.header_size > 0 {
-                source
-                    .skip(header.header_size)
-                    .map_err(|e| DataError::reading(&file, e))?;
-            }
-            let part = voxels(source, &header, header.files.len());
-            values.extend(part.map_err(|p| DataError::damaged(&file, FORMAT, p))?);
+    let mut shape: Vec<usize> = header.size.iter().rev().copied().collect();
+    let channel_axis = match (header.volumes, header.interleaved) {
+        (volumes, 1) => {
+            shape.insert(0, volumes);
+            0
         }
-        values
+        (1, interleaved) => {
+            shape.push(interleaved);
+            shape.len() - 1
+        }
+        _ => return Err(damaged("it has both a fourth axis and several channels")),
     };
-    // Slowest first: volumes, space, numbers of a voxel.
-    let dims = header.size.len();
-    let mut stored = vec![header.volumes];
-    stored.extend(header.size.iter().rev());
-    stored.push(header.interleaved);
-    let data =
-        ArrayD::from_shape_vec(IxDyn(&stored), values).map_err(|e| damaged(e.to_string()))?;
-    let data = if header.interleaved == 1 {
-        data.index_axis_move(Axis(dims + 1), 0)
-    } else if header.volumes == 1 {
-        let data = data.index_axis_move(Axis(0), 0);
-        let order: Vec<usize> = std::iter::once(dims).chain(0..dims).collect();
-        data.permuted_axes(IxDyn(&order))
-            .as_standard_layout()
-            .into_owned()
+    let numbers = if header.files.is_empty() {
+        voxels(source, &header, 1).map_err(|problem| damaged(&problem))?
     } else {
-        return Err(damaged(
-            "it has both a fourth axis and several channels".into(),
-        ));
+        detached::read(path, FORMAT, &header.files, |mut source| {
+            if header.header_size > 0 {
+                let skipped = source.skip(header.header_size);
+                skipped.map_err(|e| e.to_string())?;
+            }
+            voxels(source, &header, header.files.len())
+        })?
     };
-    Ok(Image {
-        data,
+    Ok(Stored {
+        numbers,
+        shape,
+        channel_axis: Some(channel_axis),
         geometry: header.geometry,
     })
 }
 
 /// The voxels of one of `files` files, which share them equally.
-fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Vec<f32>> {
+fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Numbers> {
     let wrong = "its header declares more voxels than the file can hold";
     let all = count(&header.size, header.interleaved)
         .and_then(|n| n.checked_mul(header.volumes as u64))
@@ -294,7 +282,7 @@ fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Vec<f32>>
     let voxels = all / files;
     let bytes = voxels.checked_mul(header.element.width() as u64);
     let Some(packing) = header.packing else {
-        return source.numbers(voxels);
+        return source.numbers(voxels).map(Numbers::Real);
     };
     if header.header_size == -1 {
         let bytes = bytes
@@ -303,7 +291,11 @@ fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Vec<f32>>
         source.skip(-(bytes as i64)).map_err(|e| e.to_string())?;
     }
     let bytes = source.unpack(packing, 0, bytes)?;
-    Ok(decode(&bytes, header.element, header.big_endian, None))
+    Ok(Numbers::Raw {
+        bytes,
+        element: header.element,
+        big_endian: header.big_endian,
+    })
 }
 
 pub(super) fn write(path: &Path, pixels: &Pixels, geometry: &Geometry) -> Result<()> {

@@ -12,24 +12,24 @@ mod npy;
 mod nrrd;
 mod pixels;
 mod source;
+mod stored;
 mod tiff;
 
 use std::io::Write;
 use std::path::Path;
 
-use ndarray::{ArrayD, Axis};
-
 use crate::{DataError, Geometry, Image, LabelMap, Result};
 pub use natural::{jpeg_is_cut, write_picture};
 use pixels::Pixels;
+use stored::{NoLabels, Stored};
 
 /// A format: the endings of its files and what can be done with them.
 struct Format {
     /// The longest that fits a name wins, so `.nii.gz` comes before anything called `.gz`.
     endings: &'static [&'static str],
-    read: fn(&Path) -> Result<Image>,
+    read: Reader,
     /// The same for label maps: files that hold both choose another array.
-    read_labels: fn(&Path) -> Result<Image>,
+    read_labels: Reader,
     /// Size without channels, from the header alone.
     size: fn(&Path) -> Result<Vec<usize>>,
     write_labels: Option<Writer>,
@@ -37,6 +37,7 @@ struct Format {
     write_values: Option<Writer>,
 }
 
+type Reader = fn(&Path) -> Result<Stored>;
 type Writer = fn(&Path, &Pixels, &Geometry) -> Result<()>;
 
 const FORMATS: &[Format] = &[
@@ -203,7 +204,12 @@ pub fn is_dicom_series(folder: &Path) -> bool {
 
 /// Reads an image, channels first. A folder is read as a DICOM series.
 pub fn read_image(path: &Path) -> Result<Image> {
-    (format_of(path)?.read)(path)
+    image_of(path, (format_of(path)?.read)(path)?)
+}
+
+fn image_of(path: &Path, stored: Stored) -> Result<Image> {
+    let misshapen = |problem| DataError::damaged(path, "an image", problem);
+    stored.image().map_err(misshapen)
 }
 
 /// Size of an image without its channels, in array order, from the header alone.
@@ -213,7 +219,7 @@ pub fn spatial_size(path: &Path) -> Result<Vec<usize>> {
 
 /// Reads the numbers of a label map, whether they are class numbers or not.
 pub fn read_label_values(path: &Path) -> Result<Image> {
-    (format_of(path)?.read_labels)(path)
+    image_of(path, (format_of(path)?.read_labels)(path)?)
 }
 
 /// Reads a PNG, JPEG or BMP picture as 8-bit RGB: grey three times, 16 bits rounded, without its alpha.
@@ -223,37 +229,17 @@ pub fn read_rgb(path: &Path) -> Result<image::RgbImage> {
 
 /// Reads a label map: one channel of whole numbers.
 pub fn read_labels(path: &Path) -> Result<LabelMap> {
-    let Image { data, geometry } = read_label_values(path)?;
-    let channels = data.shape()[0];
-    if channels != 1 {
-        return Err(DataError::LabelInColour {
+    let stored = (format_of(path)?.read_labels)(path)?;
+    stored.labels().map_err(|why| match why {
+        NoLabels::Channels(channels) => DataError::LabelInColour {
             path: path.into(),
             channels,
-        });
-    }
-    let is_label = |v: f32| (v as i32) as f32 == v && (0.0..=f32::from(i16::MAX)).contains(&v);
-    let data = data.index_axis_move(Axis(0), 0);
-    let mut labels = ArrayD::<i16>::zeros(data.raw_dim());
-    let mut whole = true;
-    // without a branch inside, so that voxels are looked at many at a time
-    ndarray::Zip::from(&mut labels)
-        .and(&data)
-        .for_each(|label, &v| {
-            whole &= is_label(v);
-            *label = v as i32 as i16;
-        });
-    if let Some(&value) = (!whole)
-        .then(|| data.iter().find(|v| !is_label(**v)))
-        .flatten()
-    {
-        return Err(DataError::LabelNotInteger {
+        },
+        NoLabels::Value(value) => DataError::LabelNotInteger {
             path: path.into(),
             value,
-        });
-    }
-    Ok(LabelMap {
-        data: labels,
-        geometry,
+        },
+        NoLabels::Shape(problem) => DataError::damaged(path, "an image", problem),
     })
 }
 

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::path::Path;
 
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageReader};
-use ndarray::{ArrayD, IxDyn};
+use ndarray::IxDyn;
 
 use crate::io::element::Element;
 use crate::io::source::{Source, LARGEST_EXPANSION};
+use crate::io::stored::{Numbers, Stored};
 use crate::io::{atomically, Pixels};
 use crate::{DataError, Geometry, Image, Result};
 
@@ -67,34 +68,28 @@ pub(super) fn read_rgb(path: &Path) -> Result<image::RgbImage> {
     Ok(decode(path)?.into_rgb8())
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
-    let decoded = decode(path)?;
+pub(super) fn read(path: &Path) -> Result<Stored> {
+    let mut decoded = decode(path)?;
+    let colour = decoded.color();
+    let channels = usize::from(colour.channel_count());
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-    let planes = match &decoded {
-        DynamicImage::ImageLuma8(b) => planes(b.as_raw(), 1),
-        DynamicImage::ImageLumaA8(b) => planes(b.as_raw(), 2),
-        DynamicImage::ImageRgb8(b) => planes(b.as_raw(), 3),
-        DynamicImage::ImageRgba8(b) => planes(b.as_raw(), 4),
-        DynamicImage::ImageLuma16(b) => planes(b.as_raw(), 1),
-        DynamicImage::ImageLumaA16(b) => planes(b.as_raw(), 2),
-        DynamicImage::ImageRgb16(b) => planes(b.as_raw(), 3),
-        DynamicImage::ImageRgba16(b) => planes(b.as_raw(), 4),
-        other => {
-            return Err(DataError::damaged(
-                path,
-                FORMAT,
-                format!("unknown pixel type {:?}", other.color()),
-            ))
+    let element = match usize::from(colour.bytes_per_pixel()) / channels.max(1) {
+        1 => Element::U8,
+        2 => Element::U16,
+        _ => {
+            let problem = format!("unknown pixel type {colour:?}");
+            return Err(DataError::damaged(path, FORMAT, problem));
         }
     };
-    let channels = planes.len() / (width * height).max(1);
-    let mut data = ArrayD::from_shape_vec(IxDyn(&[channels, height, width]), planes)
-        .map_err(|e| DataError::damaged(path, FORMAT, e))?;
     if is_one_bit(path)? {
-        data.mapv_inplace(|v| if v > 0.0 { 1.0 } else { 0.0 });
+        if let DynamicImage::ImageLuma8(grey) = &mut decoded {
+            grey.iter_mut().for_each(|v| *v = u8::from(*v > 0));
+        }
     }
-    Ok(Image {
-        data,
+    Ok(Stored {
+        numbers: Numbers::native(decoded.into_bytes(), element),
+        shape: vec![height, width, channels],
+        channel_axis: Some(2),
         geometry: Geometry::unit(2),
     })
 }
@@ -130,13 +125,6 @@ fn is_one_bit(path: &Path) -> Result<bool> {
         .map_err(|e| DataError::reading(path, e))?;
     // Signature, chunk length and name, width, height; then bit depth and colour type.
     Ok(start.starts_with(b"\x89PNG") && start.get(24..26) == Some(&[1, 0]))
-}
-
-/// Interleaved pixels (H, W, C) -> planes (C, H, W).
-fn planes<T: Copy + Into<f32>>(pixels: &[T], channels: usize) -> Vec<f32> {
-    (0..channels)
-        .flat_map(|c| pixels.iter().skip(c).step_by(channels).map(|&v| v.into()))
-        .collect()
 }
 
 /// Writes a picture of one to four channels of whole numbers as PNG, of 8 bit where they fit and 16 otherwise.

@@ -12,7 +12,8 @@ use zip::ZipArchive;
 use crate::io::arrays::{self, Role};
 use crate::io::element::{decode, Element};
 use crate::io::source::{count, exactly, Parsed, Source, LARGEST_EXPANSION};
-use crate::{DataError, Image, Result};
+use crate::io::stored::{Numbers, Stored};
+use crate::{DataError, Result};
 
 const FORMAT: &str = "NumPy";
 
@@ -120,8 +121,8 @@ impl Header {
     }
 }
 
-/// An array out of a stream that holds at most `most` bytes.
-fn array(stream: &mut dyn Read, most: u64) -> Parsed<ArrayD<f32>> {
+/// Numbers, last axis fastest, and shape of an array out of a stream that holds at most `most` bytes.
+fn array(stream: &mut dyn Read, most: u64) -> Parsed<(Numbers, Vec<usize>)> {
     let header = Header::read(stream)?;
     let bytes = count(&header.shape, header.element.width())
         .filter(|n| *n <= most)
@@ -132,16 +133,21 @@ fn array(stream: &mut dyn Read, most: u64) -> Parsed<ArrayD<f32>> {
             )
         })?;
     let bytes = exactly(stream, 0, bytes)?;
+    if !header.fortran_order {
+        let numbers = Numbers::Raw {
+            bytes,
+            element: header.element,
+            big_endian: header.big_endian,
+        };
+        return Ok((numbers, header.shape));
+    }
     let values = decode(&bytes, header.element, header.big_endian, None);
-    let shape = IxDyn(&header.shape).set_f(header.fortran_order);
-    let array = ArrayD::from_shape_vec(shape, values).map_err(|e| e.to_string())?;
-    Ok(match header.fortran_order {
-        true => array.as_standard_layout().into_owned(),
-        false => array,
-    })
+    let array = ArrayD::from_shape_vec(IxDyn(&header.shape).f(), values);
+    let array = array.map_err(|e| e.to_string())?;
+    Ok((Numbers::Real(array.iter().copied().collect()), header.shape))
 }
 
-fn open(path: &Path, names: &[&str]) -> Result<ArrayD<f32>> {
+fn open(path: &Path, names: &[&str]) -> Result<(Numbers, Vec<usize>)> {
     let mut source = Source::open(path)?;
     let damaged = |problem: String| DataError::damaged(path, FORMAT, problem);
     let length = source.length;
@@ -171,14 +177,25 @@ fn open(path: &Path, names: &[&str]) -> Result<ArrayD<f32>> {
         .map_err(|e| damaged(format!("{member}: {e}")))
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
-    arrays::image(path, FORMAT, open(path, Role::Image.names())?)
+fn load(path: &Path, role: Role) -> Result<Stored> {
+    let (numbers, shape) = open(path, role.names())?;
+    arrays::stored(path, FORMAT, numbers, shape)
 }
 
-pub(super) fn read_labels(path: &Path) -> Result<Image> {
-    arrays::image(path, FORMAT, open(path, Role::Labels.names())?)
+pub(super) fn read(path: &Path) -> Result<Stored> {
+    load(path, Role::Image)
+}
+
+pub(super) fn read_labels(path: &Path) -> Result<Stored> {
+    load(path, Role::Labels)
 }
 
 pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
-    Ok(read(path)?.spatial_size().to_vec())
+    let Stored {
+        mut shape,
+        channel_axis,
+        ..
+    } = read(path)?;
+    channel_axis.map(|axis| shape.remove(axis));
+    Ok(shape)
 }

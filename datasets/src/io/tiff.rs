@@ -7,7 +7,6 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use ndarray::{ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::encoder::{colortype, Compression, TiffEncoder};
@@ -16,8 +15,9 @@ use tiff::ColorType;
 
 use crate::io::element::Element;
 use crate::io::source::{Parsed, Source};
+use crate::io::stored::{Numbers, Stored};
 use crate::io::{atomically, Pixels};
-use crate::{DataError, Geometry, Image, Result};
+use crate::{DataError, Geometry, Result};
 
 const FORMAT: &str = "TIFF";
 
@@ -115,46 +115,62 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
     Ok(pages.size(count))
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
+pub(super) fn read(path: &Path) -> Result<Stored> {
     let damaged = |problem: String| DataError::damaged(path, FORMAT, problem);
     let mut pages = Pages::open(path)?;
-    // Channels of each page, one after another.
-    let mut planes: Vec<Vec<f32>> = Vec::new();
-    let (mut channels, mut count, mut bytes) = (0, 0, 0u64);
+    let mut numbers: Option<Numbers> = None;
+    let (mut samples, mut planar) = (1, false);
+    let (mut count, mut bytes) = (0, 0u64);
     loop {
         if pages.counts().map_err(damaged)? {
             let page = page(&mut pages.decoder).map_err(damaged)?;
-            bytes += page.iter().map(|plane| 4 * plane.len() as u64).sum::<u64>();
+            bytes += 4 * page.pixels as u64;
             if bytes > pages.most_bytes.saturating_mul(4) {
                 return Err(damaged(
                     "its pages hold more pixels than the file can".into(),
                 ));
             }
-            channels = page.len();
+            if count > 0 && page.planar != planar {
+                return Err(damaged(
+                    "some of its pages keep colours side by side, others plane by plane".into(),
+                ));
+            }
+            (samples, planar) = (page.samples, page.planar);
             count += 1;
-            planes.extend(page);
+            match &mut numbers {
+                None => numbers = Some(page.numbers),
+                Some(all) => all.append(page.numbers),
+            }
         }
         if !pages.advance().map_err(damaged)? {
             break;
         }
     }
-    let values: Vec<f32> = (0..channels)
-        .flat_map(|c| planes.iter().skip(c).step_by(channels))
-        .flatten()
-        .copied()
-        .collect();
     let size = pages.size(count);
-    let mut shape = vec![channels];
-    shape.extend_from_slice(&size);
-    let data = ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|e| damaged(e.to_string()))?;
-    Ok(Image {
-        data,
+    let (mut shape, beyond) = (size.clone(), size.len() - 2);
+    let channel_axis = if planar { beyond } else { size.len() };
+    shape.insert(channel_axis, samples);
+    Ok(Stored {
+        numbers: numbers.ok_or_else(|| damaged("it holds no picture".into()))?,
+        shape,
+        channel_axis: Some(channel_axis),
         geometry: geometry(path, size.len())?,
     })
 }
 
-/// The channels of the page that the decoder is at.
-fn page(decoder: &mut Decoder<std::io::BufReader<std::fs::File>>) -> Parsed<Vec<Vec<f32>>> {
+/// The pixels of a page.
+struct Page {
+    numbers: Numbers,
+    /// How many of them.
+    pixels: usize,
+    /// Numbers of a pixel.
+    samples: usize,
+    /// Whether each of those has a plane of its own; otherwise they lie side by side.
+    planar: bool,
+}
+
+/// The page that the decoder is at.
+fn page(decoder: &mut Decoder<std::io::BufReader<std::fs::File>>) -> Parsed<Page> {
     let told = |e: tiff::TiffError| e.to_string();
     let (width, height) = decoder.dimensions().map_err(told)?;
     let colour = decoder.colortype().map_err(told)?;
@@ -170,43 +186,50 @@ fn page(decoder: &mut Decoder<std::io::BufReader<std::fs::File>>) -> Parsed<Vec<
     }
     let (width, height) = (width as usize, height as usize);
     let samples = usize::from(colour.num_samples());
-    let mut values = match pixels {
-        DecodingResult::U8(v) if colour.bit_depth() < 8 => unpacked(
-            &v,
+    let element = match &pixels {
+        DecodingResult::U8(_) => Element::U8,
+        DecodingResult::I8(_) => Element::I8,
+        DecodingResult::U16(_) => Element::U16,
+        DecodingResult::I16(_) => Element::I16,
+        DecodingResult::U32(_) => Element::U32,
+        DecodingResult::I32(_) => Element::I32,
+        DecodingResult::U64(_) => Element::U64,
+        DecodingResult::I64(_) => Element::I64,
+        DecodingResult::F16(_) => Element::F16,
+        DecodingResult::F32(_) => Element::F32,
+        DecodingResult::F64(_) => Element::F64,
+    };
+    let bytes = match pixels {
+        DecodingResult::U8(bytes) if colour.bit_depth() < 8 => unpacked(
+            &bytes,
             colour.bit_depth(),
             width * samples / layout.planes.max(1),
         )?,
-        DecodingResult::U8(v) => v.into_iter().map(f32::from).collect(),
-        DecodingResult::I8(v) => v.into_iter().map(f32::from).collect(),
-        DecodingResult::U16(v) => v.into_iter().map(f32::from).collect(),
-        DecodingResult::I16(v) => v.into_iter().map(f32::from).collect(),
-        DecodingResult::U32(v) => v.into_iter().map(|v| v as f32).collect(),
-        DecodingResult::I32(v) => v.into_iter().map(|v| v as f32).collect(),
-        DecodingResult::U64(v) => v.into_iter().map(|v| v as f32).collect(),
-        DecodingResult::I64(v) => v.into_iter().map(|v| v as f32).collect(),
-        DecodingResult::F16(v) => v.into_iter().map(f32::from).collect(),
-        DecodingResult::F32(v) => v,
-        DecodingResult::F64(v) => v.into_iter().map(|v| v as f32).collect::<Vec<f32>>(),
+        DecodingResult::U8(bytes) => bytes,
+        mut wider => wider.as_buffer(0).as_bytes().to_vec(),
     };
+    let pixels = bytes.len() / element.width();
+    let mut numbers = Numbers::native(bytes, element);
     if inverted {
+        let mut values = numbers.real();
         uninvert(&mut values, colour.bit_depth(), layout.sample_format);
+        numbers = Numbers::Real(values);
     }
-    if samples == 0 || values.len() != width * height * samples {
+    if samples == 0 || pixels != width * height * samples {
         return Err(format!(
-            "it has {} numbers for {width} x {height} pixels of {samples}",
-            values.len()
+            "it has {pixels} numbers for {width} x {height} pixels of {samples}"
         ));
     }
-    Ok(match layout.planes > 1 {
-        true => values.chunks(width * height).map(<[f32]>::to_vec).collect(),
-        false => (0..samples)
-            .map(|c| values.iter().skip(c).step_by(samples).copied().collect())
-            .collect(),
+    Ok(Page {
+        numbers,
+        pixels,
+        samples,
+        planar: layout.planes > 1,
     })
 }
 
 /// Numbers of less than a byte, rows beginning on whole bytes.
-fn unpacked(bytes: &[u8], bits: u8, row: usize) -> Parsed<Vec<f32>> {
+fn unpacked(bytes: &[u8], bits: u8, row: usize) -> Parsed<Vec<u8>> {
     if !matches!(bits, 1 | 2 | 4) {
         return Err(format!("its numbers are of {bits} bits"));
     }
@@ -217,7 +240,7 @@ fn unpacked(bytes: &[u8], bits: u8, row: usize) -> Parsed<Vec<f32>> {
         .flat_map(|bytes| {
             (0..row).filter_map(move |i| {
                 let shift = 8 - bits - bits * (i % per_byte) as u8;
-                Some(f32::from(bytes.get(i / per_byte)? >> shift & mask))
+                Some(bytes.get(i / per_byte)? >> shift & mask)
             })
         })
         .collect())

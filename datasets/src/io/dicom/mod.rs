@@ -13,9 +13,8 @@ mod pixels;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ndarray::{ArrayD, Axis, IxDyn};
-
-use crate::{DataError, Geometry, Image, Result};
+use crate::io::stored::{Numbers, Stored};
+use crate::{DataError, Geometry, Result};
 use file::{DicomFile, Place, FORMAT};
 
 /// Slices may be this much nearer or farther than most of the series.
@@ -282,7 +281,7 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
     Ok(series(path)?.size())
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
+pub(super) fn read(path: &Path) -> Result<Stored> {
     let series = series(path)?;
     let geometry = series.geometry(path)?;
     let mut values: Vec<f32> = Vec::new();
@@ -300,22 +299,14 @@ pub(super) fn read(path: &Path) -> Result<Image> {
             .map_err(|e| DataError::damaged(&slice.path, FORMAT, e))?;
         values.extend(frame);
     }
-    let shape = [
-        series.slices.len(),
-        series.channels,
-        series.rows,
-        series.columns,
-    ];
-    let data = ArrayD::from_shape_vec(IxDyn(&shape), values)
-        .map_err(|e| DataError::damaged(path, FORMAT, e))?;
-    let data = match (series.is_picture(), series.channels) {
-        (true, _) => data.index_axis_move(Axis(0), 0),
-        // An axis of one moves without its voxels.
-        (false, 1) => data.index_axis_move(Axis(1), 0).insert_axis(Axis(0)),
-        (false, _) => {
-            let planes = data.permuted_axes(IxDyn(&[1, 0, 2, 3]));
-            planes.as_standard_layout().into_owned()
-        }
-    };
-    Ok(Image { data, geometry })
+    let mut shape = vec![series.channels, series.rows, series.columns];
+    if !series.is_picture() {
+        shape.insert(0, series.slices.len());
+    }
+    Ok(Stored {
+        numbers: Numbers::Real(values),
+        channel_axis: Some(shape.len() - 3),
+        shape,
+        geometry,
+    })
 }

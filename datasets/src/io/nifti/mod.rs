@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
-use ndarray::{ArrayD, Axis, IxDyn};
 
 pub use header::Header;
 
 use crate::io::element::decode;
 use crate::io::source::{count, exactly, Source, LARGEST_EXPANSION};
+use crate::io::stored::{Numbers, Stored};
 use crate::io::{atomically, Endings, Pixels};
-use crate::{DataError, Geometry, Image, Result, SourceHeader};
+use crate::{DataError, Geometry, Result, SourceHeader};
 
 const FORMAT: &str = "NIfTI";
 
@@ -121,7 +121,7 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
     Ok(axes(&open(path)?.header, path)?.1)
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
+pub(super) fn read(path: &Path) -> Result<Stored> {
     let damaged = |problem: String| DataError::damaged(path, FORMAT, problem);
     let Opened {
         header,
@@ -140,25 +140,34 @@ pub(super) fn read(path: &Path) -> Result<Image> {
             damaged(format!("its header declares {channels} x {space:?} voxels of {width} bytes (slowest axis first), more than the file can hold"))
         })?;
     let bytes = exactly(stream, before, declared).map_err(damaged)?;
-    let values = decode(&bytes, element, header.big_endian(), header.scaling());
-    let mut shape = vec![channels];
-    shape.extend_from_slice(&space);
-    shape.push(interleaved);
-    let data = ArrayD::from_shape_vec(IxDyn(&shape), values).map_err(|e| damaged(e.to_string()))?;
-    let last = shape.len() - 1;
-    let data = match (channels, interleaved) {
-        (_, 1) => data.index_axis_move(Axis(last), 0),
+    let big_endian = header.big_endian();
+    let numbers = match header.scaling() {
+        None => Numbers::Raw {
+            bytes,
+            element,
+            big_endian,
+        },
+        scaling => Numbers::Real(decode(&bytes, element, big_endian, scaling)),
+    };
+    let mut shape = space;
+    let channel_axis = match (channels, interleaved) {
+        (_, 1) => {
+            shape.insert(0, channels);
+            0
+        }
         // The numbers of a coloured voxel lie side by side.
         (1, _) => {
-            let data = data.index_axis_move(Axis(0), 0);
-            let order: Vec<usize> = std::iter::once(last - 1).chain(0..last - 1).collect();
-            data.permuted_axes(IxDyn(&order))
-                .as_standard_layout()
-                .into_owned()
+            shape.push(interleaved);
+            shape.len() - 1
         }
         _ => return Err(damaged("it has several volumes of coloured voxels".into())),
     };
-    Ok(Image { data, geometry })
+    Ok(Stored {
+        numbers,
+        shape,
+        channel_axis: Some(channel_axis),
+        geometry,
+    })
 }
 
 pub(super) fn write(path: &Path, pixels: &Pixels, geometry: &Geometry) -> Result<()> {

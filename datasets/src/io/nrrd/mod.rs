@@ -7,12 +7,13 @@ use std::io::Write;
 use std::path::Path;
 
 use flate2::write::GzEncoder;
-use ndarray::{ArrayD, Axis, IxDyn};
 
-use crate::io::element::{decode, Element};
+use crate::io::detached;
+use crate::io::element::Element;
 use crate::io::source::{count, Packing, Parsed, Source};
+use crate::io::stored::{Numbers, Stored};
 use crate::io::{atomically, Pixels};
-use crate::{DataError, Geometry, Image, Result};
+use crate::{DataError, Geometry, Result};
 use header::{Encoding, Header, Place};
 
 const FORMAT: &str = "NRRD";
@@ -35,45 +36,26 @@ pub(super) fn size(path: &Path) -> Result<Vec<usize>> {
         .collect())
 }
 
-pub(super) fn read(path: &Path) -> Result<Image> {
+pub(super) fn read(path: &Path) -> Result<Stored> {
     let damaged = |problem: String| DataError::damaged(path, FORMAT, problem);
     let (source, header) = open(path)?;
-    let values = match &header.place {
+    let numbers = match &header.place {
         Place::Here => voxels(source, &header, 1).map_err(damaged)?,
-        Place::Files(names) => {
-            let mut values = Vec::new();
-            for name in names {
-                let file = path.with_file_name(name);
-                let part = voxels(Source::open(&file)?, &header, names.len());
-                values.extend(part.map_err(|p| DataError::damaged(&file, FORMAT, p))?);
-            }
-            values
-        }
+        Place::Files(names) => detached::read(path, FORMAT, names, |source| {
+            voxels(source, &header, names.len())
+        })?,
     };
-    let stored: Vec<usize> = header.sizes.iter().rev().copied().collect();
-    let mut data =
-        ArrayD::from_shape_vec(IxDyn(&stored), values).map_err(|e| damaged(e.to_string()))?;
-    match header.channel_axis {
-        None => data.insert_axis_inplace(Axis(0)),
-        Some(axis) => {
-            let axis = stored.len() - 1 - axis;
-            let order: Vec<usize> = std::iter::once(axis)
-                .chain((0..stored.len()).filter(|a| *a != axis))
-                .collect();
-            data = data
-                .permuted_axes(IxDyn(&order))
-                .as_standard_layout()
-                .into_owned();
-        }
-    }
-    Ok(Image {
-        data,
+    let shape: Vec<usize> = header.sizes.iter().rev().copied().collect();
+    Ok(Stored {
+        numbers,
+        channel_axis: header.channel_axis.map(|axis| shape.len() - 1 - axis),
+        shape,
         geometry: header.geometry,
     })
 }
 
 /// The voxels of one of `files` files, which share them equally.
-fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Vec<f32>> {
+fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Numbers> {
     let io = |e: std::io::Error| e.to_string();
     let wrong = "its header declares more voxels than the file can hold";
     let voxels = count(&header.sizes, 1).ok_or(wrong)?;
@@ -106,7 +88,7 @@ fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Vec<f32>>
             source.unpack(packing, skipped, bytes)?
         }
         Encoding::Text => {
-            return source.numbers(voxels);
+            return source.numbers(voxels).map(Numbers::Real);
         }
         Encoding::Hex => {
             if voxels.saturating_mul(width) > source.length {
@@ -115,7 +97,11 @@ fn voxels(mut source: Source, header: &Header, files: usize) -> Parsed<Vec<f32>>
             hex(source, (voxels * width) as usize)?
         }
     };
-    Ok(decode(&bytes, header.element, header.big_endian, None))
+    Ok(Numbers::Raw {
+        bytes,
+        element: header.element,
+        big_endian: header.big_endian,
+    })
 }
 
 fn hex(mut source: Source, count: usize) -> Parsed<Vec<u8>> {
