@@ -93,8 +93,8 @@ pub fn counts(
     pairs.of_classes(classes)
 }
 
-/// Voxels that are looked at together: most blocks of a label map are of one pair of values.
-const BLOCK: usize = 64;
+/// Voxels that are looked at together: most blocks of a label map are of one pair of values. Of longer ones too many hold an edge.
+const BLOCK: usize = 16;
 
 /// How often each pair of a predicted and a true value occurs: one pass over the voxels, whatever the number of classes.
 struct Pairs {
