@@ -5,6 +5,7 @@
 //! `vision-mamba-models`, the scan operator from `vision-mamba-ops`. Only this crate reads the environment, the clock
 //! and the terminal.
 
+pub mod benchmark;
 pub mod cli;
 pub mod commands;
 pub mod dehaze;

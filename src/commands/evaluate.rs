@@ -17,7 +17,7 @@ use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
 use crate::engine::run_folder::{write_atomic, write_json};
 use crate::metrics::overlap::{counts, mean, Counts};
-use crate::metrics::protocol::{mask_of, Tolerances};
+use crate::metrics::protocol::{mask_of, Convention, Distances, Tolerances};
 use crate::metrics::summary::{key, summarise, voxel_ml, Scored, Summary};
 use crate::metrics::surface::boxes;
 use crate::report::overlay::{montage, triptych};
@@ -285,7 +285,7 @@ fn score(
     tolerances: &Tolerances,
 ) -> Result<(Scored, Option<String>)> {
     let prediction_path = predictions.of(reference_path)?;
-    let (mut prediction, mut reference) = read_pair(prediction_path, reference_path)?;
+    let (prediction, reference) = read_pair(prediction_path, reference_path)?;
     let (there, here) = (&reference.geometry.spacing, &prediction.geometry.spacing);
     let differs = |(a, b): (&f64, &f64)| (a - b).abs() > SAME_SPACING * a.abs();
     let moved = there.iter().zip(here).any(differs).then(|| {
@@ -305,53 +305,95 @@ fn score(
         )?;
         save_png(&out.join(format!("{id}.png")), &picture)?;
     }
-    let values: Vec<Vec<i16>> = scored.classes.iter().map(|c| c.1.clone()).collect();
-    let counts = counts(&prediction.data, &reference.data, &values, scored.ignored);
-    let distances = match args.surface {
-        false => Vec::new(),
-        true => {
-            if let Some(ignored) = scored.ignored {
-                // what is not annotated is nothing in either map
-                ndarray::Zip::from(&mut prediction.data)
-                    .and(&mut reference.data)
-                    .for_each(|p, r| {
-                        if *r == ignored {
-                            (*p, *r) = (0, 0);
-                        }
-                    });
-            }
-            let flat = prediction.data.ndim() == 2;
-            let [z, y, x] = volume_spacing(&reference.geometry);
-            // a picture's one slice has no thickness
-            let spacing = if flat { [1.0, y, x] } else { [z, y, x] };
-            let (predicted, present) = (label_volume(&prediction)?, label_volume(&reference)?);
-            let boxes = boxes([predicted, present], &values);
-            values
-                .iter()
-                .zip(boxes)
-                .zip(&tolerances.classes)
-                .map(|((values, [z, y, x]), (_, tolerance))| {
-                    // outside a class's box there is background, as there is outside the image
-                    let kept = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
-                    args.convention.distances(
-                        mask_of(predicted.slice(kept), values).view(),
-                        mask_of(present.slice(kept), values).view(),
-                        spacing,
-                        flat,
-                        *tolerance,
-                    )
-                })
-                .collect()
-        }
+    let what = ClassScoring {
+        values: scored.classes.iter().map(|c| c.1.clone()).collect(),
+        ignored: scored.ignored,
+        convention: args.convention,
+        tolerances: args
+            .surface
+            .then(|| tolerances.classes.iter().map(|c| c.1).collect()),
+        voxels: false,
     };
+    let voxel_ml = voxel_ml(&reference.geometry.spacing);
+    let (counts, distances) = what.of(prediction, reference)?;
     let scored = Scored {
         prediction: prediction_path.display().to_string(),
         reference: reference_path.display().to_string(),
         counts,
         distances,
-        voxel_ml: voxel_ml(&reference.geometry.spacing),
+        voxel_ml,
     };
     Ok((scored, moved))
+}
+
+/// How the classes of a case are scored.
+pub struct ClassScoring {
+    /// Label values of each class or region.
+    pub values: Vec<Vec<i16>>,
+    /// The label of voxels that are not annotated.
+    pub ignored: Option<i16>,
+    /// Definitions.
+    pub convention: Convention,
+    /// Tolerance of each class, where distances are wanted.
+    pub tolerances: Option<Vec<f64>>,
+    /// Whether distances are in voxels whatever the spacing.
+    pub voxels: bool,
+}
+
+impl ClassScoring {
+    /// Counts of each class, and distances where they are wanted.
+    pub fn of(
+        &self,
+        mut prediction: LabelMap,
+        mut reference: LabelMap,
+    ) -> Result<(Vec<Counts>, Vec<Distances>)> {
+        let counts = counts(
+            &prediction.data,
+            &reference.data,
+            &self.values,
+            self.ignored,
+        );
+        let Some(tolerances) = &self.tolerances else {
+            return Ok((counts, Vec::new()));
+        };
+        if let Some(ignored) = self.ignored {
+            // what is not annotated is nothing in either map
+            ndarray::Zip::from(&mut prediction.data)
+                .and(&mut reference.data)
+                .for_each(|p, r| {
+                    if *r == ignored {
+                        (*p, *r) = (0, 0);
+                    }
+                });
+        }
+        let flat = prediction.data.ndim() == 2;
+        let [z, y, x] = match self.voxels {
+            true => [1.0; 3],
+            false => volume_spacing(&reference.geometry),
+        };
+        // a picture's one slice has no thickness
+        let spacing = if flat { [1.0, y, x] } else { [z, y, x] };
+        let (predicted, present) = (label_volume(&prediction)?, label_volume(&reference)?);
+        let boxes = boxes([predicted, present], &self.values);
+        let distances = self
+            .values
+            .iter()
+            .zip(boxes)
+            .zip(tolerances)
+            .map(|((values, [z, y, x]), tolerance)| {
+                // outside a class's box there is background, as there is outside the image
+                let kept = s![z[0]..z[1], y[0]..y[1], x[0]..x[1]];
+                self.convention.distances(
+                    mask_of(predicted.slice(kept), values).view(),
+                    mask_of(present.slice(kept), values).view(),
+                    spacing,
+                    flat,
+                    *tolerance,
+                )
+            })
+            .collect();
+        Ok((counts, distances))
+    }
 }
 
 /// A case's name and its side-by-side picture.

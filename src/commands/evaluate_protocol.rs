@@ -24,7 +24,7 @@ use crate::metrics::protocol::{
 use crate::metrics::summary::csv_field;
 
 /// Columns of a case: names and numbers; one that does not exist is left out of means.
-type Row = Vec<(String, Option<f64>)>;
+pub type Row = Vec<(String, Option<f64>)>;
 
 /// A column's name, its mean, and where that lies nineteen times out of twenty.
 type Column = (String, Option<f64>, Option<(f64, f64)>);
@@ -90,16 +90,34 @@ pub fn run(args: &EvaluateSegmentationArgs, global: &Global, printer: &Printer) 
 }
 
 fn score(args: &EvaluateSegmentationArgs, predictions: &Predictions, file: &Path) -> Result<Row> {
-    let named = |name: &str, value: f64| (name.to_string(), Some(value).filter(|v| v.is_finite()));
-    match args.protocol {
-        ProtocolChoice::Classes => bail!("not a protocol of its own"),
+    if args.protocol == ProtocolChoice::UmambaCell {
+        let (id, _) = split_ending(file).context("prediction has no known ending")?;
+        let reference = instance_file(&args.reference, &id)?;
+        return of_objects(args.protocol, file, &reference, args.iou, args.border_cells);
+    }
+    let prediction = predictions.of(file)?;
+    if args.protocol == ProtocolChoice::Instances {
+        return of_objects(args.protocol, prediction, file, args.iou, args.border_cells);
+    }
+    let (prediction, reference) = read_pair(prediction, file)?;
+    of_labels(args.protocol, &prediction, &reference)
+}
+
+fn named(name: &str, value: f64) -> (String, Option<f64>) {
+    (name.to_string(), Some(value).filter(|v| v.is_finite()))
+}
+
+/// A row of a script that compares label maps.
+pub fn of_labels(
+    protocol: ProtocolChoice,
+    prediction: &LabelMap,
+    reference: &LabelMap,
+) -> Result<Row> {
+    let spacing = volume_spacing(&reference.geometry);
+    let flat = prediction.data.ndim() == 2;
+    let (p, r) = (labels_as_volume(prediction)?, labels_as_volume(reference)?);
+    match protocol {
         ProtocolChoice::UmambaAbdomen => {
-            let (prediction, reference) = read_pair(predictions.of(file)?, file)?;
-            let spacing = volume_spacing(&reference.geometry);
-            let (p, r) = (
-                labels_as_volume(&prediction)?,
-                labels_as_volume(&reference)?,
-            );
             let scores = umamba_abdomen(p.view(), r.view(), spacing);
             Ok(ABDOMEN
                 .iter()
@@ -113,70 +131,12 @@ fn score(args: &EvaluateSegmentationArgs, predictions: &Predictions, file: &Path
                 .collect())
         }
         ProtocolChoice::UmambaEndoscopy => {
-            let (prediction, reference) = read_pair(predictions.of(file)?, file)?;
-            let (p, r) = (
-                labels_as_volume(&prediction)?,
-                labels_as_volume(&reference)?,
-            );
             let (dice, nsd) = umamba_endoscopy(p.view(), r.view());
             Ok(vec![named("DSC", dice), named("NSD", nsd)])
         }
-        ProtocolChoice::UmambaCell => {
-            let (id, _) = split_ending(file).context("prediction has no known ending")?;
-            let reference = objects(&instance_file(&args.reference, &id)?)?;
-            let prediction = plane(&read_labels(file)?, file)?;
-            ensure!(
-                prediction.dim() == reference.dim(),
-                "{} is of size {:?}, its reference of {:?}",
-                file.display(),
-                prediction.dim(),
-                reference.dim()
-            );
-            let scores = umamba_cell(&reference, prediction.view(), args.iou, args.border_cells);
-            let m = scores.matches;
-            Ok(vec![
-                named("true_num", m.reference as f64),
-                named("pred_num", m.predicted as f64),
-                named("correct_num(TP)", m.tp as f64),
-                named("missed_num(FN)", scores.fn_ as f64),
-                named("wrong_num(FP)", scores.fp as f64),
-                named("precision", m.precision()),
-                named("recall", m.recall()),
-                named("dice", scores.dice),
-                named("F1", scores.f1),
-            ])
-        }
-        ProtocolChoice::Instances => {
-            let prediction = predictions.of(file)?;
-            let (reference, predicted) = (objects(file)?, objects(prediction)?);
-            ensure!(
-                predicted.dim() == reference.dim(),
-                "{} is of size {:?}, its reference of {:?}",
-                prediction.display(),
-                predicted.dim(),
-                reference.dim()
-            );
-            let m = match_objects(&reference, &predicted, args.iou);
-            Ok(vec![
-                named("reference", m.reference as f64),
-                named("predicted", m.predicted as f64),
-                named("TP", m.tp as f64),
-                named("precision", m.precision()),
-                named("recall", m.recall()),
-                ("F1".into(), m.f1()),
-                ("AP".into(), m.ap()),
-                ("PQ".into(), m.pq()),
-            ])
-        }
         ProtocolChoice::MambaUnet => {
-            let (prediction, reference) = read_pair(predictions.of(file)?, file)?;
-            let flat = prediction.data.ndim() == 2;
-            let (p, r) = (
-                labels_as_volume(&prediction)?,
-                labels_as_volume(&reference)?,
-            );
             let top = p.iter().chain(&r).copied().max().unwrap_or(0);
-            (1..=top)
+            Ok((1..=top)
                 .flat_map(|label| {
                     let scores = mamba_unet(
                         mask_of(p.view(), &[label]).view(),
@@ -185,13 +145,66 @@ fn score(args: &EvaluateSegmentationArgs, predictions: &Predictions, file: &Path
                     );
                     let (dice, hd95) = scores.map_or((None, None), |(d, h)| (Some(d), Some(h)));
                     [
-                        Ok((format!("Dice {label}"), dice)),
-                        Ok((format!("HD95 {label}"), hd95)),
+                        (format!("Dice {label}"), dice),
+                        (format!("HD95 {label}"), hd95),
                     ]
                 })
-                .collect()
+                .collect())
+        }
+        ProtocolChoice::Classes | ProtocolChoice::Instances | ProtocolChoice::UmambaCell => {
+            bail!("not a script that compares label maps")
         }
     }
+}
+
+/// A row of a script that counts objects, whose references hold object numbers.
+pub fn of_objects(
+    protocol: ProtocolChoice,
+    prediction: &Path,
+    reference: &Path,
+    iou: f64,
+    border_cells: bool,
+) -> Result<Row> {
+    let reference = objects(reference)?;
+    let agree = |size: (usize, usize)| {
+        ensure!(
+            size == reference.dim(),
+            "{} is of size {size:?}, its reference of {:?}",
+            prediction.display(),
+            reference.dim()
+        );
+        Ok(())
+    };
+    if protocol == ProtocolChoice::Instances {
+        let predicted = objects(prediction)?;
+        agree(predicted.dim())?;
+        let m = match_objects(&reference, &predicted, iou);
+        return Ok(vec![
+            named("reference", m.reference as f64),
+            named("predicted", m.predicted as f64),
+            named("TP", m.tp as f64),
+            named("precision", m.precision()),
+            named("recall", m.recall()),
+            ("F1".into(), m.f1()),
+            ("AP".into(), m.ap()),
+            ("PQ".into(), m.pq()),
+        ]);
+    }
+    let predicted = plane(&read_labels(prediction)?, prediction)?;
+    agree(predicted.dim())?;
+    let scores = umamba_cell(&reference, predicted.view(), iou, border_cells);
+    let m = scores.matches;
+    Ok(vec![
+        named("true_num", m.reference as f64),
+        named("pred_num", m.predicted as f64),
+        named("correct_num(TP)", m.tp as f64),
+        named("missed_num(FN)", scores.fn_ as f64),
+        named("wrong_num(FP)", scores.fp as f64),
+        named("precision", m.precision()),
+        named("recall", m.recall()),
+        named("dice", scores.dice),
+        named("F1", scores.f1),
+    ])
 }
 
 /// `CASE_label.tiff`, or the like.

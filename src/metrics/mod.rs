@@ -4,6 +4,7 @@ pub mod bootstrap;
 pub mod distance;
 pub mod instances;
 pub mod overlap;
+pub mod paired;
 pub mod protocol;
 pub mod restoration;
 pub mod summary;

@@ -30,7 +30,7 @@ impl Numbers {
             .insert(name.to_string(), value.filter(|v| v.is_finite()));
     }
 
-    fn of(
+    pub(crate) fn of(
         counts: &Counts,
         distances: Option<&Distances>,
         voxel_ml: Option<f64>,
