@@ -204,6 +204,22 @@ impl StopFlag {
     }
 }
 
+/// Memory taken where the system does not say what is free.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
+
+/// Bytes of memory that are free.
+pub fn free_memory() -> u64 {
+    let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = table.lines().find_map(|line| {
+        let kib = line
+            .strip_prefix("MemAvailable:")?
+            .trim()
+            .strip_suffix("kB")?;
+        kib.trim().parse::<u64>().ok()
+    });
+    free.map_or(UNKNOWN_MEMORY, |kib| kib * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,9 @@ use image::{Rgb, RgbImage};
 use vision_mamba_datasets::restoration::haze::HazeSettings;
 use vision_mamba_datasets::restoration::pairs::{Pairing, Part};
 use vision_mamba_datasets::restoration::pictures::PairedPictures;
-use vision_mamba_datasets::restoration::sampler::{draw_crops, prefetch_crops, CropSettings};
+use vision_mamba_datasets::restoration::sampler::{
+    draw_crops, draw_whole, prefetch_crops, CropSettings,
+};
 
 /// Empty files: names are all that pairing looks at.
 fn touch(root: &Path, names: &[&str]) {
@@ -310,6 +312,32 @@ fn a_batch_depends_on_its_number_alone() {
     assert_ne!(expected[0], expected[1]);
     let ids: BTreeSet<_> = expected.iter().flat_map(|b| &b.ids).collect();
     assert_eq!(ids.len(), 2);
+}
+
+#[test]
+fn whole_pictures_for_validation_are_the_same_every_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut pairs = set(folder.path());
+    pairs[1].hazy = None;
+    let pictures = PairedPictures::open(pairs, 1 << 20, 1).unwrap();
+    let whole = draw_whole(&pictures, &settings(), 0, 1024).unwrap();
+    assert_eq!(whole.shape, [1, 3, 32, 40]);
+    // the hazy picture is the clear one without its border, and nothing is drawn on it
+    assert_eq!(whole.hazy, whole.clear);
+    let middle = draw_whole(&pictures, &settings(), 0, 20).unwrap();
+    assert_eq!(middle.shape, [1, 3, 20, 20]);
+    assert_eq!(middle.hazy[0], whole.hazy[6 * 40 + 10]);
+    // haze is drawn on the other, however seldom training does
+    let seldom = CropSettings {
+        haze: HazeSettings {
+            none: 1.0,
+            ..HazeSettings::default()
+        },
+        ..settings()
+    };
+    let drawn = draw_whole(&pictures, &seldom, 1, 1024).unwrap();
+    assert_ne!(drawn.hazy, drawn.clear);
+    assert_eq!(drawn, draw_whole(&pictures, &seldom, 1, 1024).unwrap());
 }
 
 #[test]

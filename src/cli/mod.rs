@@ -13,6 +13,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::{Cli, Command, DatasetsCommand, EvaluateCommand, ModelsCommand, WeightsCommand};
 use printer::Printer;
+use vision_mamba_models::Task;
 
 /// Parses the arguments, runs the command and turns its outcome into an exit code.
 pub fn run() -> ExitCode {
@@ -29,7 +30,8 @@ pub fn run() -> ExitCode {
         }
     };
     let printer = Printer::new(cli.global.verbose, cli.global.quiet);
-    match resume_alone(&cli, &matches).and_then(|()| dispatch(cli, &printer)) {
+    let checked = resume_alone(&cli, &matches).and_then(|()| task_alone(&cli, &matches));
+    match checked.and_then(|()| dispatch(cli, &printer)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = exit::code_of(&error);
@@ -45,6 +47,52 @@ pub fn run() -> ExitCode {
 const BESIDE_RESUME: [&str; 9] = [
     "dataset", "out", "resume", "model", "workers", "device", "threads", "quiet", "verbose",
 ];
+
+/// Options of `train` for segmentation alone.
+const SEGMENTATION_ONLY: [&str; 7] = [
+    "configuration",
+    "preprocessed",
+    "loss",
+    "oversample_foreground",
+    "augment",
+    "mirror",
+    "save_probabilities",
+];
+/// Options of `train` for restoration alone.
+const RESTORATION_ONLY: [&str; 6] = [
+    "validation_share",
+    "pixel_loss",
+    "frequency_loss",
+    "ssim_loss",
+    "crops",
+    "haze",
+];
+
+/// What was typed and says nothing to this network is refused, not passed over.
+fn task_alone(cli: &Cli, matches: &ArgMatches) -> anyhow::Result<()> {
+    let (Command::Train(args), Some(typed)) = (&cli.command, matches.subcommand_matches("train"))
+    else {
+        return Ok(());
+    };
+    let task = crate::commands::train::task(args)?;
+    let others: &[&str] = match task {
+        Task::Restoration => &SEGMENTATION_ONLY,
+        _ => &RESTORATION_ONLY,
+    };
+    let typed = others
+        .iter()
+        .filter(|id| typed.value_source(id) == Some(ValueSource::CommandLine));
+    let typed: Vec<String> = typed
+        .map(|id| format!("--{}", id.replace('_', "-")))
+        .collect();
+    if typed.is_empty() {
+        return Ok(());
+    }
+    Err(exit::Misuse::error(format!(
+        "this network is for {task}, to which {} says nothing; leave it out",
+        typed.join(", ")
+    )))
+}
 
 fn resume_alone(cli: &Cli, matches: &ArgMatches) -> anyhow::Result<()> {
     let Command::Train(args) = &cli.command else {

@@ -12,21 +12,15 @@ use crate::cli::args::{DehazeArgs, DehazeMethod, Global};
 use crate::cli::exit::{Interrupted, Misuse};
 use crate::cli::printer::Printer;
 use crate::cli::progress::Progress;
+use crate::dehaze::clearing::Clearing;
 use crate::dehaze::dark_channel;
-use crate::dehaze::network::{Cost, Dehazer};
-use crate::dehaze::tiles::{self, Tiling, SMALLEST_TILE};
+use crate::dehaze::network::Dehazer;
 use crate::engine::run_folder::write_atomic;
 use crate::metrics::restoration::{haze_density, psnr, ssim, Channels, Window};
 use crate::photo::{self, Format, Photo};
 use crate::report::html::{self, Entry, Score};
 use crate::runtime::{self, StopFlag};
 
-/// Memory taken where the system does not say what is free.
-const UNKNOWN_MEMORY: u64 = 4 << 30;
-/// The largest tile: beyond it nothing gets faster, and a network has seen smaller ones in training.
-const LARGEST_TILE: usize = 1536;
-/// Tiles below this are not worth their overlap; less memory than they need is refused.
-const LEAST_TILE: usize = 2 * SMALLEST_TILE;
 /// Bytes a pixel of the reduced picture in which the dark channel is looked for: planes alive at a time.
 const PRIOR_BYTES: u64 = 50;
 
@@ -56,12 +50,7 @@ struct Job {
 /// How the haze is taken away.
 enum Method {
     Prior(dark_channel::Options),
-    Network {
-        net: Box<Dehazer>,
-        cost: Cost,
-        /// Whether tiles must be brought to the whole, found out when the first tiles are made.
-        anchored: Option<bool>,
-    },
+    Network(Box<Clearing>),
 }
 
 /// Clears every picture; one that fails is named, the rest is done, and the command fails at the end.
@@ -434,28 +423,15 @@ fn method(args: &DehazeArgs, global: &Global) -> Result<Method> {
         (None, Some(file)) => Dehazer::of_weights(file, device)?,
         (None, None) => Dehazer::default_weights(device)?,
     };
-    let cost = net.cost()?;
-    Ok(Method::Network {
-        net: Box::new(net),
-        cost,
-        anchored: None,
-    })
+    Ok(Method::Network(Box::new(Clearing::new(net)?)))
 }
 
 /// Bytes that may be used: what was said, or half of what is free.
 fn memory(args: &DehazeArgs) -> u64 {
-    if let Some(gb) = args.max_memory {
-        return (gb * 1e9) as u64;
+    match args.max_memory {
+        Some(gb) => (gb * 1e9) as u64,
+        None => runtime::free_memory() / 2,
     }
-    let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let free = table.lines().find_map(|line| {
-        let kib = line
-            .strip_prefix("MemAvailable:")?
-            .trim()
-            .strip_suffix("kB")?;
-        kib.trim().parse::<u64>().ok()
-    });
-    free.map_or(UNKNOWN_MEMORY, |kib| kib * 1024 / 2)
 }
 
 /// References by their names without endings.
@@ -592,7 +568,7 @@ impl Work<'_> {
     }
 
     fn clear(&mut self, hazy: &Photo) -> Result<Photo> {
-        let (net, cost, anchored) = match &mut self.method {
+        match &mut self.method {
             Method::Prior(options) => {
                 let side = hazy.width.max(hazy.height);
                 let part = (options.longest as f64 / side as f64).min(1.0);
@@ -602,66 +578,16 @@ impl Work<'_> {
                     "the dark channel at full size needs {:.1} GB; lower --dcp-side or raise --max-memory",
                     needed / 1e9
                 );
-                return Ok(dark_channel::dehaze(hazy, options, self.threads));
+                Ok(dark_channel::dehaze(hazy, options, self.threads))
             }
-            Method::Network {
-                net,
-                cost,
-                anchored,
-            } => (net, *cost, anchored),
-        };
-        let restore =
-            |planes: &[f32], width: usize, height: usize| net.forward(planes, width, height);
-        // Input, result and its file; planes of float32 before and after the network are the network's.
-        let room = self.memory as f64 - 3.0 * hazy.bytes() as f64 - cost.fixed;
-        let pixel = cost.pixel + 2.0 * 12.0;
-        let side = hazy.width.max(hazy.height);
-        let fits = (hazy.width * hazy.height) as f64 * pixel <= room;
-        let tile = match self.args.tile {
-            Some(tile) => tile as usize,
-            None if fits => side,
-            None => {
-                // a band of the result lies beside the tile
-                let band = 12.0 * hazy.width as f64;
-                let root =
-                    (-band + (band * band + 4.0 * pixel * room.max(0.0)).sqrt()) / (2.0 * pixel);
-                let tile = (root as usize).min(LARGEST_TILE) / 16 * 16;
-                ensure!(
-                    tile >= LEAST_TILE,
-                    "{:.2} GB are too little for tiles of {LEAST_TILE} pixels, which need {:.2} GB; raise --max-memory",
-                    self.memory as f64 / 1e9,
-                    (pixel * (LEAST_TILE * LEAST_TILE) as f64 + band * LEAST_TILE as f64 + self.memory as f64 - room) / 1e9
-                );
-                tile
-            }
-        };
-        if side <= tile {
-            return tiles::whole(hazy, &restore);
+            Method::Network(network) => network.clear(
+                hazy,
+                self.memory,
+                self.args.tile.map(|t| t as usize),
+                &self.stop,
+                self.printer,
+            ),
         }
-        let anchored = match *anchored {
-            Some(known) => known,
-            None => {
-                let margin = Tiling::of_side(tile, false).margin();
-                *anchored.insert(net.sees_beyond(margin)?)
-            }
-        };
-        let tiling = Tiling::of_side(tile, anchored);
-        self.printer.detail(&format!(
-            "{} x {} pixels in {} tiles of {tile}{}",
-            hazy.width,
-            hazy.height,
-            tiles::count(hazy, tiling),
-            if anchored {
-                ", brought to the whole"
-            } else {
-                ""
-            }
-        ));
-        let stop = self.stop.clone();
-        tiles::tiled(hazy, tiling, &restore, &mut || match stop.is_set() {
-            true => Err(Interrupted.into()),
-            false => Ok(()),
-        })
     }
 
     /// Likeness to the reference before and after. Its name is the picture's, or the part of it before an underscore, as RESIDE's
@@ -718,7 +644,7 @@ impl Work<'_> {
                 "dark channel prior, patch {}, omega {}, t0 {}, guided filter of radius {} and eps {}",
                 o.patch, o.omega, o.t0, o.radius, o.eps
             ),
-            Method::Network { .. } => {
+            Method::Network(_) => {
                 let from = self.args.run.as_ref().or(self.args.weights.as_ref());
                 let from = from.map_or("the weights that ship".into(), |p| p.display().to_string());
                 format!("network of {from}")

@@ -96,9 +96,7 @@ pub fn restoration(args: &EvaluateRestorationArgs, printer: &Printer) -> Result<
         ));
     }
     if !rows.is_empty() {
-        let means: Vec<f64> = (0..MEASURES.len())
-            .map(|m| rows.iter().map(|(_, v)| v[m]).sum::<f64>() / rows.len() as f64)
-            .collect();
+        let means = means(&rows);
         if let Some(path) = &args.json {
             write_json(path, &summary(args.crop_border, &rows, &means))?;
         }
@@ -131,12 +129,21 @@ fn score(
             args.pred.display()
         )
     })?;
-    let (a, b) = (read(prediction)?, read(reference)?);
-    MEASURES
-        .iter()
-        .map(|(_, _, measure)| measure(&a, &b, args.crop_border))
-        .collect::<Result<_, _>>()
+    measures(&read(prediction)?, &read(reference)?, args.crop_border)
         .with_context(|| format!("{} against {}", prediction.display(), reference.display()))
+}
+
+/// A value for each column of [`table`].
+pub(super) fn measures(a: &RgbImage, b: &RgbImage, crop: u32) -> Result<Vec<f64>, MetricError> {
+    let values = MEASURES.iter().map(|(_, _, measure)| measure(a, b, crop));
+    values.collect()
+}
+
+/// The mean of each column.
+pub(super) fn means(rows: &[(String, Vec<f64>)]) -> Vec<f64> {
+    (0..MEASURES.len())
+        .map(|m| rows.iter().map(|(_, v)| v[m]).sum::<f64>() / rows.len() as f64)
+        .collect()
 }
 
 /// 8-bit pictures alone: the conventions are made for them, and a silent reduction would change the numbers.
@@ -179,7 +186,8 @@ fn pictures(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
     Ok(found)
 }
 
-fn table(crop: u32, rows: &[(String, Vec<f64>)], means: &[f64]) -> String {
+/// The scores as text, with their conventions.
+pub(super) fn table(crop: u32, rows: &[(String, Vec<f64>)], means: &[f64]) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count());
     let width = width.max().unwrap_or(0).max("picture".len());
     let line = |name: &str, cells: Vec<String>| {
@@ -208,7 +216,8 @@ fn table(crop: u32, rows: &[(String, Vec<f64>)], means: &[f64]) -> String {
     lines.join("\n")
 }
 
-fn summary(crop: u32, rows: &[(String, Vec<f64>)], means: &[f64]) -> Value {
+/// The scores as JSON, with their conventions.
+pub(super) fn summary(crop: u32, rows: &[(String, Vec<f64>)], means: &[f64]) -> Value {
     // JSON has no infinity, which equal pictures have for PSNR
     let number = |v: f64| match v.is_finite() {
         true => json!(v),

@@ -563,6 +563,7 @@ fn run_config(
             masked_channels: configuration.masked_channels(),
             mirror_axes,
             validation_steps: 50,
+            ema: None,
             save_every: 50,
         },
     }

@@ -14,4 +14,5 @@ pub mod models;
 pub mod plan;
 pub mod predict;
 pub mod train;
+pub mod train_restoration;
 pub mod weights;

@@ -25,6 +25,8 @@ use crate::engine::config::{RunConfig, TrainingConfig};
 use crate::engine::optimizer::OptimizerConfig;
 use crate::engine::run_folder::{write_json, RunFolder};
 use crate::engine::schedule::{poly_power, Schedule};
+use crate::engine::segmentation::Segmentation;
+use crate::engine::task::Course;
 use crate::engine::train::Trainer;
 use crate::inference::input::label_ending;
 use crate::inference::volume::{segment, Member, PredictOptions};
@@ -40,6 +42,23 @@ const LEAST_LOADED: usize = 5;
 
 /// Trains a run and validates it on whole images.
 pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
+    match task(args)? {
+        Task::Restoration => super::train_restoration::run(args, global, printer),
+        _ => segmentation(args, global, printer),
+    }
+}
+
+/// What the run is for: its preset or the run folder tells.
+pub fn task(args: &TrainArgs) -> Result<Task> {
+    if args.resume || args.validate_only {
+        return Ok(RunFolder::open(&args.out)?.network()?.task());
+    }
+    let name = model(args)?;
+    let spec = preset(name).map_err(|error| Misuse::error(error.to_string()))?;
+    Ok(spec.task())
+}
+
+fn segmentation(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let device = global.device.resolve()?;
     runtime::prepare(global.threads, printer);
     let dataset = super::datasets::open(&args.dataset, printer)?;
@@ -96,17 +115,24 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let training = cache.open(&config.training_ids)?;
     let validation = cache.open(&config.validation_ids)?;
     let stop = StopFlag::listen("step", printer)?;
-    let trainer = Trainer {
-        config: &config,
+    Trainer {
+        task: &Segmentation {
+            config: &config.training,
+            info: &dataset.info,
+            training: Arc::new(training),
+            validation: &validation,
+            device,
+        },
+        course: &config.training.course(),
         folder: &folder,
         built: &built,
-        device,
-        info: &dataset.info,
+        preset: &config.preset,
+        dataset: &config.dataset,
         workers: workers(args),
         stop: &stop,
         printer,
-    };
-    trainer.run(Arc::new(training), &validation, args.resume)?;
+    }
+    .run(args.resume)?;
     if !args.no_validation {
         if let Some(which) = args.val_with {
             load_strict(&folder.pick_checkpoint(Some(which))?, &built.params)?;
@@ -159,7 +185,7 @@ fn find_plan(
 }
 
 /// Takes over what fits of a checkpoint; one of which next to nothing fits is another network's.
-fn start_from(file: &Path, built: &Built, printer: &Printer) -> Result<()> {
+pub(super) fn start_from(file: &Path, built: &Built, printer: &Printer) -> Result<()> {
     let outcome = import(&Checkpoint::open(file)?, built, true)?;
     let all = outcome.loaded.len() + outcome.missing.len() + outcome.misshaped.len();
     if outcome.loaded.len() * LEAST_LOADED < all {
@@ -179,7 +205,7 @@ fn start_from(file: &Path, built: &Built, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-fn workers(args: &TrainArgs) -> usize {
+pub(super) fn workers(args: &TrainArgs) -> usize {
     args.workers.map_or_else(
         || (std::thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, 8),
         |n| n as usize,
@@ -208,29 +234,16 @@ fn start(
     printer: &Printer,
 ) -> Result<(RunFolder, RunConfig, Plan)> {
     check(args)?;
-    let name = args
-        .model
-        .clone()
-        .ok_or_else(|| Misuse::error("--model is missing; see `vision-mamba models list`"))?;
-    let overrides = parse_overrides(&args.set)?;
-    let spec = preset(&name)
-        .and_then(|spec| spec.with_overrides(&overrides))
-        .map_err(|error| Misuse::error(error.to_string()))?;
+    let (name, overrides, spec) = network(args)?;
     if spec.task() != Task::Segmentation {
         return Err(Misuse::error(format!(
-            "--model {name} is for {}, and {} is a segmentation data set; `vision-mamba models list` names the networks \
+            "--model {name} is for {}, which is not trained here, and {} is a segmentation data set; `vision-mamba models list` names the networks \
              for segmentation",
             spec.task(),
             dataset.root.display()
         )));
     }
-    let pretrained = match &args.pretrained {
-        Some(file) => {
-            Checkpoint::open(file)?;
-            Some(std::fs::canonicalize(file)?.display().to_string())
-        }
-        None => None,
-    };
+    let pretrained = pretrained(args)?;
     // An existing run is refused before any work is done.
     let folder = RunFolder::create(&args.out)?;
     let (plan, preprocessed) = find_plan(args, global, dataset, &folder, printer)?;
@@ -244,16 +257,7 @@ fn start(
     let ids = choose_fold(dataset, choice, &preprocessed, &folder, printer)?;
     let mirror_axes = mirror_axes(args, configuration.spatial_dims())?;
     let config = RunConfig {
-        versions: BTreeMap::from([
-            (
-                "vision-mamba".to_string(),
-                env!("CARGO_PKG_VERSION").to_string(),
-            ),
-            (
-                "libtorch".to_string(),
-                vision_mamba_ops::LIBTORCH_VERSION.to_string(),
-            ),
-        ]),
+        versions: versions(),
         preset: name,
         overrides,
         network,
@@ -270,6 +274,83 @@ fn start(
     write_json(&folder.dataset(), &dataset.info)?;
     write_json(&folder.config(), &config)?;
     Ok((folder, config, plan))
+}
+
+fn model(args: &TrainArgs) -> Result<&str> {
+    let missing = || Misuse::error("--model is missing; see `vision-mamba models list`");
+    args.model.as_deref().ok_or_else(missing)
+}
+
+/// The preset's name, its overrides, and the network that they make.
+#[allow(clippy::type_complexity)]
+pub(super) fn network(args: &TrainArgs) -> Result<(String, Vec<(String, String)>, NetworkSpec)> {
+    let name = model(args)?.to_string();
+    let overrides = parse_overrides(&args.set)?;
+    let spec = preset(&name)
+        .and_then(|spec| spec.with_overrides(&overrides))
+        .map_err(|error| Misuse::error(error.to_string()))?;
+    Ok((name, overrides, spec))
+}
+
+/// The file of `--pretrained`, made absolute, if it can be read.
+pub(super) fn pretrained(args: &TrainArgs) -> Result<Option<String>> {
+    let Some(file) = &args.pretrained else {
+        return Ok(None);
+    };
+    Checkpoint::open(file)?;
+    Ok(Some(std::fs::canonicalize(file)?.display().to_string()))
+}
+
+/// What the run is started with.
+pub(super) fn versions() -> BTreeMap<String, String> {
+    let ours = env!("CARGO_PKG_VERSION").to_string();
+    let libtorch = vision_mamba_ops::LIBTORCH_VERSION.to_string();
+    BTreeMap::from([
+        ("vision-mamba".to_string(), ours),
+        ("libtorch".to_string(), libtorch),
+    ])
+}
+
+/// What the loop needs, out of the options and of what a task leaves open.
+pub(super) fn course(
+    args: &TrainArgs,
+    global: &Global,
+    batch_size: usize,
+    usual: (OptimizerChoice, f64),
+) -> Course {
+    let (optimizer, grad_clip) = usual;
+    let optimizer = args.optimizer.unwrap_or(optimizer);
+    let sgd = optimizer == OptimizerChoice::Sgd;
+    Course {
+        seed: global.seed,
+        batch_size: args.batch_size.map_or(batch_size, |n| n as usize),
+        schedule: Schedule {
+            kind: args.schedule.unwrap_or(if sgd {
+                ScheduleChoice::Poly
+            } else {
+                ScheduleChoice::Cosine
+            }),
+            base_lr: args.lr.unwrap_or(if sgd { 0.01 } else { 0.001 }),
+            warmup_epochs: args
+                .warmup
+                .unwrap_or(if sgd { 0.0 } else { args.epochs as f64 / 20.0 }),
+            epochs: args.epochs,
+            steps_per_epoch: args.steps_per_epoch,
+            power: poly_power(),
+        },
+        optimizer: OptimizerConfig {
+            kind: optimizer,
+            weight_decay: args.weight_decay.unwrap_or(if sgd { 3e-5 } else { 0.01 }),
+            momentum: 0.99,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            grad_clip: args.grad_clip.unwrap_or(grad_clip),
+        },
+        accumulate: args.accumulate,
+        precision: args.precision,
+        ema: args.ema,
+        save_every: args.save_every,
+    }
 }
 
 /// The cases of a fold. The folds are written into the run folder and beside the preprocessed cases, where they lack, so that other runs and
@@ -305,7 +386,7 @@ fn choose_fold(
     Ok(chosen)
 }
 
-fn check(args: &TrainArgs) -> Result<()> {
+pub(super) fn check(args: &TrainArgs) -> Result<()> {
     let positive = |option: &str, value: Option<f64>| match value {
         Some(v) if !(v.is_finite() && v > 0.0) => Err(Misuse::error(format!(
             "{option} {v}: must be a positive number"
@@ -313,7 +394,12 @@ fn check(args: &TrainArgs) -> Result<()> {
         _ => Ok(()),
     };
     positive("--lr", args.lr)?;
-    positive("--grad-clip", Some(args.grad_clip))?;
+    positive("--grad-clip", args.grad_clip)?;
+    if let Some(decay) = args.ema.filter(|v| !(0.0..1.0).contains(v)) {
+        return Err(Misuse::error(format!(
+            "--ema {decay}: must be zero or more and below 1, as 0.999"
+        )));
+    }
     for (option, value) in [
         ("--weight-decay", args.weight_decay),
         ("--warmup", args.warmup),
@@ -425,7 +511,12 @@ fn training_config(
     training_patch: Vec<usize>,
     mirror_axes: Vec<usize>,
 ) -> Result<TrainingConfig> {
-    let sgd = args.optimizer == OptimizerChoice::Sgd;
+    let course = course(
+        args,
+        global,
+        configuration.batch_size,
+        (OptimizerChoice::Sgd, 12.0),
+    );
     let mut augmentation = match args.augment {
         AugmentChoice::Default => Augmentation::default(),
         AugmentChoice::None => Augmentation::none(),
@@ -435,46 +526,25 @@ fn training_config(
         AugmentChoice::None => Vec::new(),
     };
     Ok(TrainingConfig {
-        seed: global.seed,
+        seed: course.seed,
         training_patch,
-        batch_size: args
-            .batch_size
-            .map_or(configuration.batch_size, |n| n as usize),
-        schedule: Schedule {
-            kind: args.schedule.unwrap_or(if sgd {
-                ScheduleChoice::Poly
-            } else {
-                ScheduleChoice::Cosine
-            }),
-            base_lr: args.lr.unwrap_or(if sgd { 0.01 } else { 0.001 }),
-            warmup_epochs: args
-                .warmup
-                .unwrap_or(if sgd { 0.0 } else { args.epochs as f64 / 20.0 }),
-            epochs: args.epochs,
-            steps_per_epoch: args.steps_per_epoch,
-            power: poly_power(),
-        },
-        optimizer: OptimizerConfig {
-            kind: args.optimizer,
-            weight_decay: args.weight_decay.unwrap_or(if sgd { 3e-5 } else { 0.01 }),
-            momentum: 0.99,
-            betas: (0.9, 0.999),
-            eps: 1e-8,
-            grad_clip: args.grad_clip,
-        },
+        batch_size: course.batch_size,
+        schedule: course.schedule,
+        optimizer: course.optimizer,
         loss: args.loss,
         dice: match configuration.batch_dice {
             true => DiceOver::Batch,
             false => DiceOver::Sample,
         },
-        accumulate: args.accumulate,
-        precision: args.precision,
+        accumulate: course.accumulate,
+        precision: course.precision,
         oversample_foreground: args.oversample_foreground,
         augmentation,
         masked_channels: configuration.masked_channels(),
         mirror_axes,
         validation_steps: args.validation_steps,
-        save_every: args.save_every,
+        ema: course.ema,
+        save_every: course.save_every,
     })
 }
 

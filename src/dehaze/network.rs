@@ -53,13 +53,7 @@ impl Dehazer {
     /// The network of a run folder.
     pub fn of_run(run: &Path, which: Option<CheckpointChoice>, device: Device) -> Result<Self> {
         let folder = RunFolder::open(run)?;
-        // Only the network matters here, whatever else a run of this or another version keeps.
-        let config: serde_json::Value = RunFolder::read_json(&folder.config())?;
-        let network = config.get("network").cloned().unwrap_or_default();
-        let spec = serde_json::from_value(network).with_context(|| {
-            let path = folder.config();
-            format!("{}: its `network` cannot be read", path.display())
-        })?;
+        let spec = folder.network()?;
         Self::load(&folder.pick_checkpoint(which)?, spec, run, device)
     }
 
@@ -97,8 +91,7 @@ impl Dehazer {
         Ok(Self { built, device })
     }
 
-    /// Colours (3 planes of `height` x `width`) -> clear colours. Sides that the network cannot take are continued by reflection, or, where
-    /// there is too little to reflect, by the last pixel.
+    /// Colours (3 planes of `height` x `width`) -> clear colours, see [`restore`].
     pub fn forward(&self, planes: &[f32], width: usize, height: usize) -> Result<Vec<f32>> {
         let (width, height) = (width as i64, height as i64);
         ensure!(
@@ -109,25 +102,7 @@ impl Dehazer {
             let x = Tensor::f_from_slice(planes)?
                 .f_view([1, 3, height, width])?
                 .f_to_device(self.device)?;
-            let sides = [height, width];
-            let takes = self
-                .built
-                .net
-                .divisor()
-                .into_iter()
-                .map(|d| lcm(d, MULTIPLE));
-            let missing: Vec<i64> = (sides.iter().zip(takes))
-                .map(|(side, by)| (side + by - 1) / by * by - side)
-                .collect();
-            let (below, right) = (missing[0], missing[1]);
-            let x = pad(
-                &pad(&x, [0, right, 0, 0], right < width)?,
-                [0, 0, 0, below],
-                below < height,
-            )?;
-            let mut y = self.built.net.forward(&x, false)?;
-            let y = y.swap_remove(0);
-            let y = y.f_narrow(2, 0, height)?.f_narrow(3, 0, width)?;
+            let y = restore(&self.built, &x)?;
             let y = y.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
             let values = Vec::<f32>::try_from(y.f_contiguous()?.f_view([-1])?)?;
             if values.iter().any(|v| !v.is_finite()) {
@@ -135,6 +110,11 @@ impl Dehazer {
             }
             Ok(values)
         })
+    }
+
+    /// The network that is at hand.
+    pub fn of_built(built: Built, device: Device) -> Self {
+        Self { built, device }
     }
 
     /// What a picture needs in memory, measured on two small ones.
@@ -189,6 +169,25 @@ impl Dehazer {
             .fold(0.0, f64::max);
         Ok(largest > SEEN)
     }
+}
+
+/// Pictures (B, 3, rows, columns) of any size -> clear ones. Sides that the network cannot take are continued by reflection, or, where there is
+/// too little to reflect, by the last pixel.
+pub fn restore(built: &Built, x: &Tensor) -> Result<Tensor> {
+    let (_, _, height, width) = x.size4()?;
+    let sides = [height, width];
+    let takes = built.net.divisor().into_iter().map(|d| lcm(d, MULTIPLE));
+    let missing: Vec<i64> = (sides.iter().zip(takes))
+        .map(|(side, by)| (side + by - 1) / by * by - side)
+        .collect();
+    let (below, right) = (missing[0], missing[1]);
+    let x = pad(
+        &pad(x, [0, right, 0, 0], right < width)?,
+        [0, 0, 0, below],
+        below < height,
+    )?;
+    let y = built.net.forward(&x, false)?.swap_remove(0);
+    Ok(y.f_narrow(2, 0, height)?.f_narrow(3, 0, width)?)
 }
 
 fn pad(x: &Tensor, by: [i64; 4], reflect: bool) -> Result<Tensor> {

@@ -8,6 +8,7 @@ use vision_mamba_models::NetworkSpec;
 
 use super::optimizer::OptimizerConfig;
 use super::schedule::Schedule;
+use super::task::Course;
 use crate::losses::{DiceOver, LossKind, SegmentationLoss};
 use crate::precision::Precision;
 
@@ -79,6 +80,9 @@ pub struct TrainingConfig {
     pub mirror_axes: Vec<usize>,
     /// Batches of validation patches an epoch.
     pub validation_steps: u64,
+    /// Decay of the moving average of the weights, which is validated and saved; none: the weights themselves are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     /// Epochs between two writings of the latest checkpoint.
     pub save_every: u64,
 }
@@ -88,6 +92,20 @@ fn one() -> u64 {
 }
 
 impl TrainingConfig {
+    /// What of it the training loop needs.
+    pub fn course(&self) -> Course {
+        Course {
+            seed: self.seed,
+            batch_size: self.batch_size,
+            schedule: self.schedule.clone(),
+            optimizer: self.optimizer.clone(),
+            accumulate: self.accumulate,
+            precision: self.precision,
+            ema: self.ema,
+            save_every: self.save_every,
+        }
+    }
+
     /// The loss for a data set's labels.
     pub fn loss(&self, info: &DatasetJson) -> SegmentationLoss {
         SegmentationLoss {

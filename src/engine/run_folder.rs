@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use vision_mamba_datasets::atomically;
+use vision_mamba_models::NetworkSpec;
 
+use super::task::Scores;
 use crate::cli::args::CheckpointChoice;
 use crate::cli::exit::Misuse;
 
@@ -21,19 +23,16 @@ pub struct RunFolder {
 
 /// One line of `log.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EpochLog {
+pub struct EpochLog<S> {
     /// The epoch, counted from 0.
     pub epoch: u64,
     /// Mean training loss over the steps taken.
     pub train_loss: Option<f64>,
     /// Mean validation loss.
     pub val_loss: Option<f64>,
-    /// Dice of the validation patches, pooled per class, averaged over foreground classes.
-    pub dice: Option<f64>,
-    /// Its exponential average (0.9), which picks the best checkpoint.
-    pub dice_ema: Option<f64>,
-    /// Per class, in the order of the labels without background.
-    pub dice_per_class: Vec<Option<f64>>,
+    /// What the task's validation found.
+    #[serde(flatten)]
+    pub scores: S,
     /// Learning rate of the epoch's last step.
     pub lr: f64,
     /// Steps skipped because loss or gradient was not finite, over the whole run.
@@ -185,8 +184,17 @@ impl RunFolder {
             .with_context(|| format!("{} is damaged or of another version", path.display()))
     }
 
+    /// The network of `config.json`, whatever else that holds.
+    pub fn network(&self) -> Result<NetworkSpec> {
+        let path = self.config();
+        let config: serde_json::Value = Self::read_json(&path)?;
+        let network = config.get("network").cloned().unwrap_or_default();
+        serde_json::from_value(network)
+            .with_context(|| format!("{}: its `network` cannot be read", path.display()))
+    }
+
     /// The log's lines; a last line cut by a crash is dropped.
-    pub fn read_log(&self) -> Result<Vec<EpochLog>> {
+    pub fn read_log<S: Scores>(&self) -> Result<Vec<EpochLog<S>>> {
         let path = self.log();
         if !path.exists() {
             return Ok(Vec::new());
@@ -209,7 +217,7 @@ impl RunFolder {
 
     /// Writes the whole log anew. A run has at most a few thousand epochs, so this costs nothing and keeps the file
     /// whole whatever happens.
-    pub fn write_log(&self, rows: &[EpochLog]) -> Result<()> {
+    pub fn write_log<S: Scores>(&self, rows: &[EpochLog<S>]) -> Result<()> {
         let mut text = String::new();
         for row in rows {
             text.push_str(&serde_json::to_string(row)?);
@@ -235,6 +243,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::engine::segmentation::DiceScores;
 
     #[test]
     fn a_taken_folder_is_refused_and_an_empty_one_is_not_a_run() {
@@ -260,9 +269,10 @@ mod tests {
             epoch: 0,
             train_loss: Some(0.5),
             val_loss: None,
-            dice: None,
-            dice_ema: None,
-            dice_per_class: vec![None],
+            scores: DiceScores {
+                dice_per_class: vec![None],
+                ..DiceScores::default()
+            },
             lr: 0.01,
             skipped_steps: 0,
             seconds: 1.0,

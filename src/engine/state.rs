@@ -10,6 +10,7 @@ use tch::Tensor;
 use vision_mamba_models::weights::{read_metadata, read_tensors, save_tensors};
 use vision_mamba_models::ParamStore;
 
+use super::average::Average;
 use super::optimizer::Optimizer;
 
 /// Where a run stands. Random numbers need no entry: every step seeds its own from the run's seed and its number.
@@ -28,10 +29,12 @@ pub struct Progress {
     pub loss_count: u64,
     /// Seconds spent in the unfinished epoch.
     pub seconds: f64,
-    /// Exponential average of the validation Dice.
-    pub dice_ema: Option<f64>,
+    /// What the best checkpoint is chosen by, of the last epoch.
+    #[serde(rename = "dice_ema")]
+    pub choice: Option<f64>,
     /// Its highest value.
-    pub best_ema: Option<f64>,
+    #[serde(rename = "best_ema")]
+    pub best: Option<f64>,
 }
 
 const PROGRESS_KEY: &str = "progress";
@@ -42,19 +45,28 @@ pub fn save(
     progress: &Progress,
     params: &ParamStore,
     optimizer: &Optimizer,
+    average: Option<&Average>,
 ) -> Result<()> {
     let weights = params
         .stored()
         .into_iter()
         .map(|(name, tensor)| (format!("weight.{name}"), tensor));
-    let tensors: Vec<(String, Tensor)> = weights.chain(optimizer.state()).collect();
+    let tensors: Vec<(String, Tensor)> = weights
+        .chain(optimizer.state())
+        .chain(average.map(Average::state).unwrap_or_default())
+        .collect();
     let metadata = BTreeMap::from([(PROGRESS_KEY.to_string(), serde_json::to_string(progress)?)]);
     save_tensors(path, &tensors, &metadata)
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads the state into the network and the optimiser.
-pub fn load(path: &Path, params: &ParamStore, optimizer: &mut Optimizer) -> Result<Progress> {
+/// Reads the state into the network, the optimiser and the average.
+pub fn load(
+    path: &Path,
+    params: &ParamStore,
+    optimizer: &mut Optimizer,
+    average: Option<&mut Average>,
+) -> Result<Progress> {
     let damaged = || {
         format!(
             "{} is not a whole training state; start the run anew in another folder",
@@ -80,5 +92,8 @@ pub fn load(path: &Path, params: &ParamStore, optimizer: &mut Optimizer) -> Resu
         }
     }
     optimizer.restore(&tensors, progress.updates)?;
+    if let Some(average) = average {
+        average.restore(&tensors).with_context(damaged)?;
+    }
     Ok(progress)
 }

@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 
 use super::run_folder::EpochLog;
+use super::task::Scores;
 
 const PREFIX: &str = "events.out.tfevents.";
 
@@ -19,12 +20,16 @@ const PREFIX: &str = "events.out.tfevents.";
 pub struct Events {
     file: File,
     path: PathBuf,
-    classes: Vec<String>,
+    parts: Vec<String>,
 }
 
 impl Events {
     /// A new file with what the log holds already. Files of earlier sessions go, so that no step is shown twice.
-    pub fn begin(folder: &Path, classes: Vec<String>, log: &[EpochLog]) -> Result<Self> {
+    pub fn begin<S: Scores>(
+        folder: &Path,
+        parts: Vec<String>,
+        log: &[EpochLog<S>],
+    ) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let now = now();
         let path = folder.join(format!(
@@ -49,11 +54,7 @@ impl Events {
             .truncate(true)
             .open(&path)
             .with_context(|| format!("cannot write {}", path.display()))?;
-        let mut events = Self {
-            file,
-            path,
-            classes,
-        };
+        let mut events = Self { file, path, parts };
         events.write(&event(now, 0, &field(3, b"brain.Event:2")))?;
         // the log has durations, no times of day
         let mut later: f64 = log.iter().map(|row| row.seconds).sum();
@@ -65,23 +66,19 @@ impl Events {
     }
 
     /// Adds an epoch that ends now.
-    pub fn add(&mut self, row: &EpochLog) -> Result<()> {
+    pub fn add<S: Scores>(&mut self, row: &EpochLog<S>) -> Result<()> {
         self.append(row, now())
     }
 
-    fn append(&mut self, row: &EpochLog, time: f64) -> Result<()> {
+    fn append<S: Scores>(&mut self, row: &EpochLog<S>, time: f64) -> Result<()> {
         let mut scalars = vec![
             ("loss/training".to_owned(), row.train_loss),
             ("loss/validation".to_owned(), row.val_loss),
-            ("dice/mean".to_owned(), row.dice),
-            ("dice/smoothed".to_owned(), row.dice_ema),
             ("learning_rate".to_owned(), Some(row.lr)),
             ("seconds_per_epoch".to_owned(), Some(row.seconds)),
             ("patches_per_second".to_owned(), Some(row.images_per_second)),
         ];
-        for (name, dice) in self.classes.iter().zip(&row.dice_per_class) {
-            scalars.push((format!("dice/{name}"), *dice));
-        }
+        scalars.extend(row.scores.scalars(&self.parts));
         let mut summary = Vec::new();
         for (tag, value) in scalars {
             if let Some(value) = value {
@@ -156,15 +153,18 @@ fn checksum(bytes: &[u8]) -> u32 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::engine::segmentation::DiceScores;
 
-    fn row(epoch: u64) -> EpochLog {
+    fn row(epoch: u64) -> EpochLog<DiceScores> {
         EpochLog {
             epoch,
             train_loss: Some(0.5),
             val_loss: None,
-            dice: Some(0.25),
-            dice_ema: Some(0.125),
-            dice_per_class: vec![Some(0.75), None],
+            scores: DiceScores {
+                dice: Some(0.25),
+                dice_ema: Some(0.125),
+                dice_per_class: vec![Some(0.75), None],
+            },
             lr: 0.01,
             skipped_steps: 0,
             seconds: 10.0,
@@ -200,7 +200,7 @@ mod tests {
     fn a_resumed_run_writes_its_log_anew_and_no_step_twice() {
         let dir = tempfile::tempdir().unwrap();
         let classes = vec!["liver".to_owned(), "tumour".to_owned()];
-        let mut events = Events::begin(dir.path(), classes.clone(), &[]).unwrap();
+        let mut events = Events::begin::<DiceScores>(dir.path(), classes.clone(), &[]).unwrap();
         for epoch in 0..3 {
             events.add(&row(epoch)).unwrap();
         }

@@ -2,21 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
-use tch::Device;
-use vision_mamba_datasets::{DatasetJson, PatchSettings, Prefetch, TrainingCase};
 use vision_mamba_models::{weights, Built};
 
-use super::batch::TensorBatch;
-use super::config::RunConfig;
+use super::average::Average;
 use super::optimizer::{trained, Optimizer, Step};
 use super::run_folder::{EpochLog, RunFolder};
 use super::state::{self, Progress};
+use super::task::{shown, Course, Scores, Task};
 use super::tensorboard::Events;
-use super::validation::on_patches;
 use crate::cli::args::CheckpointChoice;
 use crate::cli::exit::Interrupted;
 use crate::cli::printer::Printer;
@@ -28,17 +24,19 @@ use crate::runtime::StopFlag;
 const MOST_SKIPPED_IN_A_ROW: u64 = 100;
 
 /// What a run works with.
-pub struct Trainer<'a> {
-    /// Its settings.
-    pub config: &'a RunConfig,
+pub struct Trainer<'a, T: Task> {
+    /// What is trained.
+    pub task: &'a T,
+    /// How.
+    pub course: &'a Course,
     /// Where it writes.
     pub folder: &'a RunFolder,
     /// The network.
     pub built: &'a Built,
-    /// Where it computes.
-    pub device: Device,
-    /// The data set's labels.
-    pub info: &'a DatasetJson,
+    /// The network's preset.
+    pub preset: &'a str,
+    /// The data set's folder.
+    pub dataset: &'a str,
     /// Threads that prepare patches.
     pub workers: usize,
     /// Asked between steps.
@@ -47,21 +45,24 @@ pub struct Trainer<'a> {
     pub printer: &'a Printer,
 }
 
-impl Trainer<'_> {
-    /// Trains to the end, from the beginning or from the folder's state.
-    pub fn run(
-        &self,
-        training: Arc<Vec<TrainingCase>>,
-        validation: &[TrainingCase],
-        resume: bool,
-    ) -> Result<()> {
-        let settings = &self.config.training;
-        let schedule = &settings.schedule;
-        let mut optimizer = Optimizer::new(settings.optimizer.clone(), trained(&self.built.params));
+impl<T: Task> Trainer<'_, T> {
+    /// Trains to the end, from the beginning or from the folder's state. The network is left as it is saved: with the averaged weights, where
+    /// they are averaged.
+    pub fn run(&self, resume: bool) -> Result<()> {
+        let course = self.course;
+        let schedule = &course.schedule;
+        let params = &self.built.params;
+        let mut optimizer = Optimizer::new(course.optimizer.clone(), trained(params));
+        let mut average = course.ema.map(|decay| Average::new(decay, params));
         let mut progress = Progress::default();
         let mut log = Vec::new();
         if resume && self.folder.state().is_file() {
-            progress = state::load(&self.folder.state(), &self.built.params, &mut optimizer)?;
+            progress = state::load(
+                &self.folder.state(),
+                params,
+                &mut optimizer,
+                average.as_mut(),
+            )?;
             log = self.folder.read_log()?;
             log.truncate((progress.step / schedule.steps_per_epoch) as usize);
             self.printer.message(&format!(
@@ -70,38 +71,24 @@ impl Trainer<'_> {
                 schedule.epochs * schedule.steps_per_epoch
             ));
         }
-        let classes = self.info.foreground().into_iter().map(|f| f.0).collect();
-        let mut events = Events::begin(&self.folder.tensorboard(), classes, &log)?;
+        let mut events = Events::begin(&self.folder.tensorboard(), self.task.parts(), &log)?;
         let total = schedule.epochs * schedule.steps_per_epoch;
-        let patches = PatchSettings {
-            training_patch: settings.training_patch.clone(),
-            batch_size: settings.batch_size,
-            oversample_foreground: settings.oversample_foreground,
-            augment: settings.augmentation.clone(),
-            masked_channels: settings.masked_channels.clone(),
-            ignore_label: self.info.ignore_label,
-            seed: settings.seed,
-        };
-        let pieces = settings.accumulate.max(1);
-        let mut batches = Prefetch::new(
-            training,
-            patches,
-            progress.step * pieces..total * pieces,
-            self.workers,
-        )?;
-        let loss = settings.loss(self.info);
+        let pieces = course.accumulate.max(1);
+        let mut batches = self
+            .task
+            .batches(progress.step * pieces..total * pieces, self.workers)?;
         let mut bar = Bar::new(self.printer, "training", total);
         bar.start_at(progress.step);
         let mut skipped_in_a_row = 0;
         let mut started = Instant::now();
-        let mut last_dice: Option<f64> = log.last().and_then(|row: &EpochLog| row.dice);
+        let mut last_score = log.last().and_then(main_score);
         let session = (Instant::now(), progress.step);
 
         while progress.step < total {
             let lr = schedule.lr(progress.step);
             // Every step has its own random numbers (drop path, dropout), so that a resumed run needs no saved generator.
             tch::manual_seed(
-                (settings.seed ^ progress.step.wrapping_mul(0x9e37_79b9_7f4a_7c15)) as i64,
+                (course.seed ^ progress.step.wrapping_mul(0x9e37_79b9_7f4a_7c15)) as i64,
             );
             optimizer.zero_grad();
             let mut number = 0f64;
@@ -111,10 +98,7 @@ impl Trainer<'_> {
                 if !number.is_finite() {
                     continue;
                 }
-                let batch = TensorBatch::new(&batch, self.device)?;
-                let net = self.built.net.as_ref();
-                let outputs = settings.precision.forward(net, &batch.image, true)?;
-                let value = loss.forward(&outputs, &batch.label) / pieces as f64;
+                let value = self.task.loss(self.built, &batch)? / pieces as f64;
                 number += value.double_value(&[]);
                 if number.is_finite() {
                     value.backward();
@@ -129,6 +113,9 @@ impl Trainer<'_> {
                     skipped_in_a_row = 0;
                     progress.loss_sum += number;
                     progress.loss_count += 1;
+                    if let Some(average) = &mut average {
+                        average.update(optimizer.updates());
+                    }
                 }
                 Step::Skipped => {
                     skipped_in_a_row += 1;
@@ -155,46 +142,51 @@ impl Trainer<'_> {
                 let seconds = session.0.elapsed().as_secs_f64();
                 let rate = (progress.step - session.1) as f64 / seconds.max(1e-9);
                 format!(
-                    "loss {:.3} dice {} {:.0} img/s, {} left",
+                    "loss {:.3} {} {} {:.0} img/s, {} left",
                     progress.loss_sum / progress.loss_count.max(1) as f64,
-                    last_dice.map_or("-".into(), |d| format!("{d:.3}")),
-                    rate * (pieces * settings.batch_size as u64) as f64,
+                    T::Scores::NAME,
+                    shown(last_score, 3),
+                    rate * (pieces * course.batch_size as u64) as f64,
                     duration((total - progress.step) as f64 / rate)
                 )
             });
 
             let epoch_done = progress.step % schedule.steps_per_epoch == 0;
+            let stopping = self.stop.is_set() && progress.step < total;
+            let due = epoch_done && (epoch + 1).is_multiple_of(course.save_every);
+            let saving = stopping || due || progress.step == total;
+            if epoch_done || saving {
+                exchange(&mut average);
+            }
             if epoch_done {
-                let row = self.end_epoch(&mut progress, &mut started, validation, lr)?;
-                last_dice = row.dice;
+                let row = self.end_epoch(&mut progress, &mut started, lr)?;
+                last_score = main_score(&row);
                 bar.line(&epoch_line(&row, schedule.epochs));
                 events.add(&row)?;
                 log.push(row);
                 self.folder.write_log(&log)?;
                 self.plot(&log)?;
-                let ema = progress.dice_ema;
-                if ema.is_some() && ema >= progress.best_ema {
-                    progress.best_ema = ema;
-                    self.save_weights(
-                        &self.folder.checkpoint(CheckpointChoice::Best),
-                        progress.step,
-                    )?;
+                let choice = progress.choice;
+                if choice.is_some() && choice >= progress.best {
+                    progress.best = choice;
+                    self.save_weights(CheckpointChoice::Best, progress.step)?;
                 }
             }
-            let stopping = self.stop.is_set() && progress.step < total;
-            let due = epoch_done && (epoch + 1).is_multiple_of(settings.save_every);
-            if stopping || due || progress.step == total {
+            if saving {
+                self.save_weights(CheckpointChoice::Latest, progress.step)?;
+            }
+            if epoch_done || saving {
+                exchange(&mut average);
+            }
+            if saving {
                 progress.seconds += started.elapsed().as_secs_f64();
                 started = Instant::now();
-                self.save_weights(
-                    &self.folder.checkpoint(CheckpointChoice::Latest),
-                    progress.step,
-                )?;
                 state::save(
                     &self.folder.state(),
                     &progress,
-                    &self.built.params,
+                    params,
                     &optimizer,
+                    average.as_ref(),
                 )?;
             }
             if stopping {
@@ -202,7 +194,7 @@ impl Trainer<'_> {
                 self.printer.message(&format!(
                     "stopped after step {} of {total}; go on with:\n  vision-mamba train {} --out {} --resume",
                     progress.step,
-                    quoted(Path::new(&self.config.dataset)),
+                    quoted(Path::new(self.dataset)),
                     quoted(self.folder.root())
                 ));
                 return Err(Interrupted.into());
@@ -215,38 +207,31 @@ impl Trainer<'_> {
                 progress.skipped
             ));
         }
-        self.save_weights(
-            &self.folder.checkpoint(CheckpointChoice::Final),
-            progress.step,
-        )
+        exchange(&mut average);
+        self.save_weights(CheckpointChoice::Final, progress.step)
     }
 
     fn end_epoch(
         &self,
         progress: &mut Progress,
         started: &mut Instant,
-        validation: &[TrainingCase],
         lr: f64,
-    ) -> Result<EpochLog> {
-        let settings = &self.config.training;
-        let steps = settings.schedule.steps_per_epoch;
+    ) -> Result<EpochLog<T::Scores>> {
+        let course = self.course;
+        let steps = course.schedule.steps_per_epoch;
         let training_seconds = progress.seconds + started.elapsed().as_secs_f64();
-        let scores = on_patches(self.built, validation, settings, self.info, self.device)?;
-        if let Some(dice) = scores.dice {
-            progress.dice_ema = Some(progress.dice_ema.map_or(dice, |ema| 0.9 * ema + 0.1 * dice));
-        }
+        let found = self.task.validate(self.built, progress.choice)?;
+        progress.choice = found.choice;
         let row = EpochLog {
             epoch: progress.step / steps - 1,
             train_loss: (progress.loss_count > 0)
                 .then(|| progress.loss_sum / progress.loss_count as f64),
-            val_loss: scores.loss.filter(|v| v.is_finite()),
-            dice: scores.dice,
-            dice_ema: progress.dice_ema,
-            dice_per_class: scores.per_class,
+            val_loss: found.loss.filter(|v| v.is_finite()),
+            scores: found.scores,
             lr,
             skipped_steps: progress.skipped,
             seconds: progress.seconds + started.elapsed().as_secs_f64(),
-            images_per_second: (steps * settings.accumulate * settings.batch_size as u64) as f64
+            images_per_second: (steps * course.accumulate.max(1) * course.batch_size as u64) as f64
                 / training_seconds.max(1e-9),
         };
         (progress.loss_sum, progress.loss_count, progress.seconds) = (0.0, 0, 0.0);
@@ -254,52 +239,62 @@ impl Trainer<'_> {
         Ok(row)
     }
 
-    fn save_weights(&self, path: &Path, step: u64) -> Result<()> {
+    fn save_weights(&self, which: CheckpointChoice, step: u64) -> Result<()> {
+        let path = self.folder.checkpoint(which);
         let metadata = BTreeMap::from([
             ("format".to_string(), "vision-mamba".to_string()),
-            ("preset".to_string(), self.config.preset.clone()),
+            ("preset".to_string(), self.preset.to_string()),
             ("step".to_string(), step.to_string()),
         ]);
-        weights::save_safetensors(path, &self.built.params, &metadata)
+        weights::save_safetensors(&path, &self.built.params, &metadata)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn plot(&self, log: &[EpochLog]) -> Result<()> {
+    fn plot(&self, log: &[EpochLog<T::Scores>]) -> Result<()> {
         let rows: Vec<EpochRow> = log
             .iter()
             .map(|row| EpochRow {
                 epoch: row.epoch,
                 train_loss: row.train_loss.unwrap_or(f64::NAN),
                 val_loss: row.val_loss,
-                dice: row.dice,
-                dice_ema: row.dice_ema,
+                scores: row.scores.curves(),
                 lr: row.lr,
                 seconds: row.seconds,
             })
             .collect();
-        let title = format!(
-            "{} on {}",
-            self.config.preset,
-            base_name(&self.config.dataset)
-        );
-        crate::report::save_png(&self.folder.progress(), &progress_png(&rows, &title)?)?;
+        let title = format!("{} on {}", self.preset, base_name(self.dataset));
+        let picture = progress_png(&rows, &title, T::Scores::CHART, T::Scores::CURVES)?;
+        crate::report::save_png(&self.folder.progress(), &picture)?;
         Ok(())
     }
 }
 
-fn epoch_line(row: &EpochLog, epochs: u64) -> String {
-    let show = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.4}"));
+/// Puts the averaged weights into the network, or takes them out again.
+fn exchange(average: &mut Option<Average>) {
+    if let Some(average) = average {
+        average.swap();
+    }
+}
+
+fn main_score<S: Scores>(row: &EpochLog<S>) -> Option<f64> {
+    row.scores.curves().first().copied().flatten()
+}
+
+fn epoch_line<S: Scores>(row: &EpochLog<S>, epochs: u64) -> String {
     format!(
-        "epoch {}/{epochs}: loss {} validation loss {} dice {} (smoothed {}) lr {:.2e} {:.1} img/s {}{}",
+        "epoch {}/{epochs}: loss {} validation loss {} {} lr {:.2e} {:.1} img/s {}{}",
         row.epoch + 1,
-        show(row.train_loss),
-        show(row.val_loss),
-        show(row.dice),
-        show(row.dice_ema),
+        shown(row.train_loss, 4),
+        shown(row.val_loss, 4),
+        row.scores.told(),
         row.lr,
         row.images_per_second,
         duration(row.seconds),
-        if row.skipped_steps > 0 { format!(", {} steps skipped", row.skipped_steps) } else { String::new() }
+        if row.skipped_steps > 0 {
+            format!(", {} steps skipped", row.skipped_steps)
+        } else {
+            String::new()
+        }
     )
 }
 

@@ -1,6 +1,48 @@
 //! Losses between pictures (B, C, H, W), as UVM-Net trains with.
 
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, Tensor};
+
+/// How pixels are compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum PixelLoss {
+    /// Charbonnier: the absolute difference with a rounded tip
+    #[default]
+    Charbonnier,
+    /// The absolute difference
+    L1,
+}
+
+/// Sum of three terms.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageLoss {
+    /// The one that always counts.
+    pub pixel: PixelLoss,
+    /// Weight of [`frequency`].
+    pub frequency: f64,
+    /// Weight of 1 - [`ssim`].
+    pub ssim: f64,
+}
+
+impl ImageLoss {
+    /// Loss of pictures (B, C, H, W): a scalar.
+    pub fn forward(&self, image: &Tensor, target: &Tensor) -> Tensor {
+        let mut loss = match self.pixel {
+            PixelLoss::Charbonnier => charbonnier(image, target),
+            PixelLoss::L1 => l1(image, target),
+        };
+        if self.frequency > 0.0 {
+            loss = loss + frequency(image, target) * self.frequency;
+        }
+        if self.ssim > 0.0 {
+            loss = loss + (1.0 - ssim(image, target)) * self.ssim;
+        }
+        loss
+    }
+}
 
 /// Mean absolute difference.
 pub fn l1(image: &Tensor, target: &Tensor) -> Tensor {
@@ -85,6 +127,26 @@ mod tests {
         assert!((value(&charbonnier(&a, &a)) - 1e-3).abs() < 1e-8);
         assert!(value(&frequency(&a, &a)).abs() < 1e-9);
         assert!((value(&ssim(&a, &a)) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_sum_weighs_its_terms() {
+        let (a, b) = (picture(), picture().flip([3]));
+        let of = |pixel, frequency, ssim| {
+            value(
+                &ImageLoss {
+                    pixel,
+                    frequency,
+                    ssim,
+                }
+                .forward(&a, &b),
+            )
+        };
+        assert_eq!(of(PixelLoss::L1, 0.0, 0.0), value(&l1(&a, &b)));
+        let sum = value(&charbonnier(&a, &b))
+            + 0.5 * value(&frequency(&a, &b))
+            + 0.25 * (1.0 - value(&ssim(&a, &b)));
+        assert!((of(PixelLoss::Charbonnier, 0.5, 0.25) - sum).abs() < 1e-6);
     }
 
     #[test]

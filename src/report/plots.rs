@@ -21,10 +21,8 @@ pub struct EpochRow {
     pub train_loss: f64,
     /// Mean validation loss.
     pub val_loss: Option<f64>,
-    /// Validation Dice.
-    pub dice: Option<f64>,
-    /// Its moving average.
-    pub dice_ema: Option<f64>,
+    /// Validation scores, one or two.
+    pub scores: Vec<Option<f64>>,
     /// Learning rate.
     pub lr: f64,
     /// Wall-clock time.
@@ -56,73 +54,73 @@ struct Panel {
     title: &'static str,
     /// The axis starts at 0, since the distance from it means something.
     from_zero: bool,
-    curves: &'static [Curve],
+    curves: Vec<Curve>,
 }
 
-const PANELS: [Panel; 4] = [
-    Panel {
-        title: "loss",
-        from_zero: false,
-        curves: &[
-            Curve {
-                name: "training",
-                colour: BLUE,
-                value: |row| Some(row.train_loss),
-            },
-            Curve {
-                name: "validation",
-                colour: ORANGE,
-                value: |row| row.val_loss,
-            },
-        ],
-    },
-    Panel {
-        title: "validation Dice",
-        from_zero: false,
-        curves: &[
-            Curve {
-                name: "epoch",
-                colour: PALE,
-                value: |row| row.dice,
-            },
-            Curve {
-                name: "moving average",
-                colour: BLUE,
-                value: |row| row.dice_ema,
-            },
-        ],
-    },
-    Panel {
-        title: "learning rate",
-        from_zero: true,
-        curves: &[Curve {
-            name: "learning rate",
-            colour: GREEN,
-            value: |row| Some(row.lr),
-        }],
-    },
-    Panel {
-        title: "seconds an epoch",
-        from_zero: true,
-        curves: &[Curve {
-            name: "seconds",
-            colour: GREY,
-            value: |row| Some(row.seconds),
-        }],
-    },
-];
+/// The four charts. A single score is drawn like the average of two: it is what counts.
+fn panels(score: &'static str, curves: &[&'static str]) -> [Panel; 4] {
+    let curve = |name, colour, value| Curve {
+        name,
+        colour,
+        value,
+    };
+    let values: [fn(&EpochRow) -> Option<f64>; 2] = [
+        |row| row.scores.first().copied().flatten(),
+        |row| row.scores.get(1).copied().flatten(),
+    ];
+    let colours = match curves {
+        [_] => vec![BLUE],
+        _ => vec![PALE, BLUE],
+    };
+    let scores = curves.iter().zip(colours).zip(values);
+    [
+        Panel {
+            title: "loss",
+            from_zero: false,
+            curves: vec![
+                curve("training", BLUE, |row| Some(row.train_loss)),
+                curve("validation", ORANGE, |row| row.val_loss),
+            ],
+        },
+        Panel {
+            title: score,
+            from_zero: false,
+            curves: scores
+                .map(|((name, colour), value)| curve(name, colour, value))
+                .collect(),
+        },
+        Panel {
+            title: "learning rate",
+            from_zero: true,
+            curves: vec![curve("learning rate", GREEN, |row| Some(row.lr))],
+        },
+        Panel {
+            title: "seconds an epoch",
+            from_zero: true,
+            curves: vec![curve("seconds", GREY, |row| Some(row.seconds))],
+        },
+    ]
+}
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-/// Draws the four charts of a run with `title` above them.
-pub fn progress_png(rows: &[EpochRow], title: &str) -> Result<RgbImage, ReportError> {
+/// Draws the four charts of a run with `title` above them; `score` is the title of the second, `curves` its one or two curves.
+pub fn progress_png(
+    rows: &[EpochRow],
+    title: &str,
+    score: &'static str,
+    curves: &[&'static str],
+) -> Result<RgbImage, ReportError> {
     text::register();
     let (width, height) = (SIZE.0 * OVERSAMPLE, SIZE.1 * OVERSAMPLE);
     let mut large = text::blank(width, height);
     {
         let whole = BitMapBackend::with_buffer(&mut large, (width, height)).into_drawing_area();
         let (_, charts) = whole.split_vertically(HEADING * OVERSAMPLE);
-        for (panel, area) in PANELS.iter().zip(charts.split_evenly((2, 2))) {
+        for (panel, area) in panels(score, curves)
+            .iter()
+            .zip(charts.split_evenly((2, 2)))
+        {
             draw_panel(panel, rows, &area).map_err(|reason| ReportError::Draw {
                 what: format!("chart of the {}", panel.title),
                 reason,
@@ -182,7 +180,7 @@ fn draw_panel(panel: &Panel, rows: &[EpochRow], area: &Area) -> Result<(), Strin
         .y_label_formatter(&|v| number(*v, &values))
         .draw()
         .map_err(|e| e.to_string())?;
-    for curve in panel.curves {
+    for curve in &panel.curves {
         let style = curve.colour.stroke_width(2 * OVERSAMPLE);
         let runs = unbroken(rows, curve.value);
         // Points too: few epochs would hardly show, and a single one has no line at all.
@@ -342,11 +340,20 @@ mod tests {
             epoch,
             train_loss: loss,
             val_loss: Some(loss + 0.1),
-            dice: Some(0.5),
-            dice_ema: None,
+            scores: vec![Some(0.5), None],
             lr: 1e-3,
             seconds: 2.0,
         }
+    }
+
+    const CURVES: [&str; 2] = ["epoch", "moving average"];
+
+    fn dice() -> [Panel; 4] {
+        panels("validation Dice", &CURVES)
+    }
+
+    fn drawn(rows: &[EpochRow], title: &str) -> Result<RgbImage, ReportError> {
+        progress_png(rows, title, "validation Dice", &CURVES)
     }
 
     fn count(picture: &RgbImage, colour: RGBColor) -> usize {
@@ -361,7 +368,7 @@ mod tests {
     #[test]
     fn every_curve_is_drawn_in_its_colour_and_panel() {
         let rows: Vec<EpochRow> = (0..50).map(|e| row(e, 1.0 / (e + 1) as f64)).collect();
-        let picture = progress_png(&rows, "a run").unwrap();
+        let picture = drawn(&rows, "a run").unwrap();
         assert_eq!(picture.dimensions(), SIZE);
         let quarter = |x: u32, y: u32| {
             image::imageops::crop_imm(&picture, x * 600, 40 + y * 390, 600, 390).to_image()
@@ -384,25 +391,25 @@ mod tests {
 
     #[test]
     fn one_epoch_is_a_point() {
-        let picture = progress_png(&[row(0, 0.7)], "one").unwrap();
+        let picture = drawn(&[row(0, 0.7)], "one").unwrap();
         assert!(count(&picture, GREEN) > 10 && count(&picture, ORANGE) > 10);
     }
 
     #[test]
     fn no_epoch_and_values_that_are_not_finite_still_give_a_picture() {
-        progress_png(&[], "").unwrap();
+        drawn(&[], "").unwrap();
         let mut rows: Vec<EpochRow> = (0..5).map(|e| row(e, 0.5)).collect();
         rows[1].train_loss = f64::NAN;
         rows[2].train_loss = f64::INFINITY;
-        rows[3].dice = Some(f64::NEG_INFINITY);
+        rows[3].scores[0] = Some(f64::NEG_INFINITY);
         rows[4].lr = f64::MAX;
-        progress_png(&rows, "with gaps").unwrap();
-        assert_eq!(caption(&PANELS[0], &rows), "loss (2 epochs not finite)");
+        drawn(&rows, "with gaps").unwrap();
+        assert_eq!(caption(&dice()[0], &rows), "loss (2 epochs not finite)");
         assert_eq!(
-            caption(&PANELS[1], &rows),
+            caption(&dice()[1], &rows),
             "validation Dice (1 epoch not finite)"
         );
-        assert_eq!(caption(&PANELS[2], &[]), "learning rate (no value yet)");
+        assert_eq!(caption(&dice()[2], &[]), "learning rate (no value yet)");
     }
 
     #[test]
@@ -424,15 +431,15 @@ mod tests {
             .zip(4..)
             .map(|(&v, e)| row(e, v))
             .collect();
-        let range = value_range(&PANELS[0], &rows);
+        let range = value_range(&dice()[0], &rows);
         assert!(
             range.start < -1.0 && range.start > -2.0 && range.end > 3.1 && range.end < 4.0,
             "{range:?}"
         );
-        assert_eq!(value_range(&PANELS[3], &rows).start, 0.0);
+        assert_eq!(value_range(&dice()[3], &rows).start, 0.0);
         for v in [0.0, 1e-9, 0.5, -1e300, f64::MAX] {
             let range = value_range(
-                &PANELS[0],
+                &dice()[0],
                 &[EpochRow {
                     val_loss: None,
                     ..row(0, v)
@@ -460,7 +467,7 @@ mod tests {
     fn thousands_of_epochs_take_no_long_time() {
         let rows: Vec<EpochRow> = (0..5000).map(|e| row(e, (e as f64 * 0.37).sin())).collect();
         let begin = std::time::Instant::now();
-        progress_png(&rows, "long").unwrap();
+        drawn(&rows, "long").unwrap();
         assert!(begin.elapsed().as_secs() < 30, "{:?}", begin.elapsed());
     }
 }

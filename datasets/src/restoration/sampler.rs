@@ -13,13 +13,17 @@ use super::{check, check_range, check_share};
 use crate::random::Random;
 use crate::{Prefetch, Result};
 
+/// Makes the haze of validation another one than that of training.
+const VALIDATION_STREAM: u64 = 0x6861_7a65_5f76_616c;
+
 /// How crops are drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CropSettings {
     /// Rows and columns.
     pub crop: [usize; 2],
-    /// Crops in a batch.
+    /// Crops in a batch. Not written, as `seed`: the run that the settings belong to says both.
+    #[serde(skip)]
     pub batch_size: usize,
     /// Range of the side of the region that is shrunk (above 1) or enlarged (below) to the crop, in crops; no larger than the picture.
     pub scale: [f64; 2],
@@ -38,6 +42,7 @@ pub struct CropSettings {
     /// Range of a factor of each of its channels.
     pub gain: [f64; 2],
     /// Seed of everything random.
+    #[serde(skip)]
     pub seed: u64,
 }
 
@@ -124,14 +129,63 @@ pub fn draw_crops(
         let chosen = random.below(pictures.pairs().len());
         batch.ids.push(pictures.pairs()[chosen].id.clone());
         let (hazy, clear) = draw(&*pictures.get(chosen)?, settings, &mut random);
-        // (rows, columns, 3) -> (3, rows, columns)
-        for (values, to) in [(hazy, &mut batch.hazy), (clear, &mut batch.clear)] {
-            for channel in 0..3 {
-                to.extend(values.iter().skip(channel).step_by(3));
-            }
-        }
+        to_planes(&hazy, &mut batch.hazy);
+        to_planes(&clear, &mut batch.clear);
     }
     Ok(batch)
+}
+
+/// Pair number `index` as a batch of one, for validation: the same at every call. Of a picture with a side beyond `longest` the middle is taken.
+/// Haze is drawn where no hazy picture is there.
+pub fn draw_whole(
+    pictures: &PairedPictures,
+    settings: &CropSettings,
+    index: usize,
+    longest: u32,
+) -> Result<RestorationBatch> {
+    let pictures_of = pictures.get(index)?;
+    let (rows, columns) = (pictures_of.clear.height(), pictures_of.clear.width());
+    let (h, w) = (rows.min(longest), columns.min(longest));
+    let region = Region {
+        at: [(columns - w) / 2, (rows - h) / 2, w, h],
+        size: [w, h],
+        flips: [false; 2],
+    };
+    let size = [h as usize, w as usize];
+    let clear = unit(&region.rgb(&pictures_of.clear));
+    let hazy = match &pictures_of.hazy {
+        Some(hazy) => unit(&region.rgb(hazy)),
+        None => {
+            let depth = pictures_of.depth.as_ref().map(|d| unit(&region.grey(d)));
+            let crop = haze::Clear {
+                size,
+                pixels: &clear,
+                depth,
+            };
+            let always = HazeSettings {
+                none: 0.0,
+                ..settings.haze.clone()
+            };
+            let seed = settings.seed ^ VALIDATION_STREAM;
+            haze::draw(&always, &crop, &mut Random::new(seed, index as u64, 0))
+        }
+    };
+    let mut batch = RestorationBatch {
+        hazy: Vec::with_capacity(hazy.len()),
+        clear: Vec::with_capacity(hazy.len()),
+        shape: [1, 3, size[0], size[1]],
+        ids: vec![pictures.pairs()[index].id.clone()],
+    };
+    to_planes(&hazy, &mut batch.hazy);
+    to_planes(&clear, &mut batch.clear);
+    Ok(batch)
+}
+
+/// (rows, columns, 3) -> (3, rows, columns)
+fn to_planes(pixels: &[f32], to: &mut Vec<f32>) {
+    for channel in 0..3 {
+        to.extend(pixels.iter().skip(channel).step_by(3));
+    }
 }
 
 /// Batches made ahead of time on worker threads, in order.

@@ -156,3 +156,24 @@ impl Uvmb {
         Ok(self.smooth.forward(&y))
     }
 }
+
+/// As many channels out as in, or out of a single one.
+pub(super) fn check_channels(inputs: i64, outputs: i64, why: &str) -> Result<(), ModelError> {
+    if inputs == outputs || inputs == 1 {
+        return Ok(());
+    }
+    let message = format!("{outputs}, expected {inputs}: {why}");
+    Err(ModelError::config("output_channels", message))
+}
+
+/// A patch with two axes.
+pub(super) fn check_flat(network: &str, training_patch: &[i64]) -> Result<(), ModelError> {
+    if training_patch.len() == 2 {
+        return Ok(());
+    }
+    let message = format!(
+        "{training_patch:?} has {} axes, but {network} is 2-D",
+        training_patch.len()
+    );
+    Err(ModelError::config("training_patch", message))
+}

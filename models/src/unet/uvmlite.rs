@@ -13,7 +13,9 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::uvmb::{conv3, Attention, Positions, Tokens, Uvmb, UvmbConfig};
+use super::uvmb::{
+    check_channels, check_flat, conv3, Attention, Positions, Tokens, Uvmb, UvmbConfig,
+};
 use crate::init::{Init, TORCH_WEIGHT};
 use crate::layers::{Conv, ConvOptions, Linear};
 use crate::network::check_input;
@@ -29,10 +31,10 @@ const COARSEST: i64 = UNSHUFFLE << (LEVELS - 1);
 const LARGEST: i64 = 65536;
 /// Steps of the curve. Four squarings steepen the bright end 16 times, as a transmission of 0.06 asks for.
 const CURVE_STEPS: i64 = 4;
-/// The logarithm of the most that the contrast to the air light is raised by: 1 + e^3 = 21, a transmission of 0.05.
-const MOST_GAIN: f64 = 3.0;
-/// Where that logarithm starts: a transmission of 0.88.
-const FIRST_GAIN: f64 = -2.0;
+/// The most that a map of the scattering head may be: the gain sinh(3.7) = 20 is a transmission of 0.05.
+const MOST_GAIN: f64 = 3.7;
+/// The logit of the air light that training starts from: 0.85.
+const FIRST_AIR: f64 = 1.7;
 /// Radius of the guided filter in pixels of the reduced picture, and its floor for the variance of grey in [0, 1].
 const GUIDE_RADIUS: i64 = 2;
 const GUIDE_EPS: f64 = 1e-3;
@@ -44,8 +46,11 @@ pub enum Head {
     /// J = I + f.
     Residual,
     /// The scattering model backwards: J = (I - A) / t + A = I + g (I - A), with the air light A of the picture and the gain g = 1/t - 1 of each
-    /// pixel. The network gives log g, so that t is in (0.05, 1) without a threshold.
+    /// pixel. The network gives arsinh g: as steep as g where there is no haze, as flat as its logarithm where there is much. (The logarithm
+    /// itself, which was here first, loses its gradient where a picture is left alone, and training ended there.)
     Scattering,
+    /// The same with an air light of each pixel.
+    LocalScattering,
     /// Four times J <- J + a J (1 - J), starting with I, with a in (-1, 1) for each step, pixel and channel (the curves of Guo et al.,
     /// *Zero-Reference Deep Curve Estimation*, 2020).
     Curve,
@@ -85,14 +90,11 @@ impl UvmLiteConfig {
                 return Err(ModelError::config(field, message));
             }
         }
-        if self.input_channels != self.output_channels && self.input_channels != 1 {
-            let message = format!(
-                "{}, expected {}: each channel is made from its own",
-                self.output_channels, self.input_channels
-            );
-            return Err(ModelError::config("output_channels", message));
-        }
-        Ok(())
+        check_channels(
+            self.input_channels,
+            self.output_channels,
+            "each channel is made from its own",
+        )
     }
 
     /// Fitted to a data set: channels of the hazy and of the clear image. The patch decides nothing here.
@@ -102,13 +104,7 @@ impl UvmLiteConfig {
         out_channels: i64,
         training_patch: &[i64],
     ) -> Result<Self, ModelError> {
-        if training_patch.len() != 2 {
-            let message = format!(
-                "{training_patch:?} has {} axes, but UVM-lite is 2-D",
-                training_patch.len()
-            );
-            return Err(ModelError::config("training_patch", message));
-        }
+        check_flat("UVM-lite", training_patch)?;
         Ok(Self {
             input_channels: in_channels,
             output_channels: out_channels,
@@ -126,6 +122,7 @@ impl UvmLiteConfig {
         match self.head {
             Head::Residual => self.output_channels,
             Head::Scattering => 1,
+            Head::LocalScattering => 1 + self.output_channels,
             Head::Curve => CURVE_STEPS * self.output_channels,
         }
     }
@@ -134,7 +131,7 @@ impl UvmLiteConfig {
     fn globals(&self) -> i64 {
         match self.head {
             Head::Scattering => self.output_channels,
-            Head::Residual | Head::Curve => 0,
+            Head::Residual | Head::LocalScattering | Head::Curve => 0,
         }
     }
 
@@ -256,7 +253,7 @@ impl UvmLite {
                 pair[0],
             )?);
         }
-        // all maps start at nothing, so that the first output is nearly the picture itself
+        // all maps start at nothing, so that the first output is the picture itself
         let options = ConvOptions {
             kernel: vec![3; 2],
             stride: vec![1; 2],
@@ -314,8 +311,13 @@ impl UvmLite {
         match self.config.head {
             Head::Residual => x + maps,
             Head::Scattering => {
-                let gain = (maps + FIRST_GAIN).clamp_max(MOST_GAIN).exp();
-                x + gain * (x - globals.sigmoid())
+                let gain = maps.clamp(-MOST_GAIN, MOST_GAIN).sinh();
+                x + gain * (x - (globals + FIRST_AIR).sigmoid())
+            }
+            Head::LocalScattering => {
+                let gain = maps.narrow(1, 0, 1).clamp(-MOST_GAIN, MOST_GAIN).sinh();
+                let air = maps.narrow(1, 1, self.config.output_channels) + FIRST_AIR;
+                x + gain * (x - air.sigmoid())
             }
             Head::Curve => maps
                 .tanh()

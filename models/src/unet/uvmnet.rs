@@ -18,7 +18,9 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::uvmb::{conv3, resize, Attention, Positions, Tokens, Uvmb, UvmbConfig};
+use super::uvmb::{
+    check_channels, check_flat, conv3, resize, Attention, Positions, Tokens, Uvmb, UvmbConfig,
+};
 use crate::init::{Init, TORCH_WEIGHT};
 use crate::layers::{BatchNorm, Conv, ConvOptions};
 use crate::network::check_input;
@@ -82,13 +84,11 @@ impl UvmNetConfig {
                 format!("{size}, expected 1 to {LARGEST}"),
             ));
         }
-        if self.input_channels != self.output_channels && self.input_channels != 1 {
-            let message = format!(
-                "{}, expected {}: the image is added to the output",
-                self.output_channels, self.input_channels
-            );
-            return Err(ModelError::config("output_channels", message));
-        }
+        check_channels(
+            self.input_channels,
+            self.output_channels,
+            "the image is added to the output",
+        )?;
         match (self.channel_grid, self.grid, self.tokens) {
             (None, Grid::Fit, _) => Err(ModelError::config(
                 "channel_grid",
@@ -109,13 +109,7 @@ impl UvmNetConfig {
         out_channels: i64,
         training_patch: &[i64],
     ) -> Result<Self, ModelError> {
-        if training_patch.len() != 2 {
-            let message = format!(
-                "{training_patch:?} has {} axes, but UVM-Net is 2-D",
-                training_patch.len()
-            );
-            return Err(ModelError::config("training_patch", message));
-        }
+        check_flat("UVM-Net", training_patch)?;
         Ok(Self {
             input_channels: in_channels,
             output_channels: out_channels,
