@@ -1,13 +1,13 @@
-//! Patches a second on one thread and through the loader:
-//! `cargo bench -p vision-mamba-datasets --bench patches`
+//! What each change of a patch costs, on one thread:
+//! `cargo bench -p vision-mamba-datasets --bench patches [-- 512x512:1 ...]` (patch and channels)
 //!
-//! With `--peer 512x512:1 ...` (patch and channels) it prints only what `scripts/bench-augment` compares: `ours PATCH:CHANNELS RATE` on one thread.
-//! `WORKERS=N` adds the rate through the loader with N workers.
+//! With `--peer SECONDS 512x512:1 ...` it prints only what `scripts/bench-augment` compares: `ours PATCH:CHANNELS RATE`, patches a second of one
+//! thread's processor time. `WORKERS=1,8` adds the rates through the loader with so many workers, in seconds on the wall.
 //!
 //! A plain binary; it asserts nothing. Each figure is the best of several rounds.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a bench prints
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use ndarray::{Array3, Array4};
@@ -60,47 +60,109 @@ fn always(mut augment: Augmentation) -> Augmentation {
     augment
 }
 
-fn best(patches: u64, mut round: impl FnMut()) -> f64 {
-    let seconds = (0..ROUNDS).map(|_| {
-        let start = Instant::now();
-        round();
-        start.elapsed().as_secs_f64()
-    });
-    patches as f64 / seconds.fold(f64::MAX, f64::min)
+/// Seconds this process has had of a processor, where the system tells; else those that passed.
+fn seconds() -> f64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let passed = START.get_or_init(Instant::now).elapsed().as_secs_f64();
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanoseconds = told.and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+    nanoseconds.map_or(passed, |n| n * 1e-9)
 }
 
-/// Default augmentation of patches like `512x512:1`, as nnU-Net's peer does them: cases in memory, a quarter larger than the patch.
-fn compare(texts: &[String], workers: usize) {
-    for text in texts {
-        let (shape, channels) = text.split_once(':').unwrap();
-        let patch: Vec<usize> = shape.split('x').map(|n| n.parse().unwrap()).collect();
-        let size: Vec<usize> = patch.iter().map(|n| n * 5 / 4).collect();
-        let voxels: usize = patch.iter().product();
-        let cases = Arc::new(vec![case(&size, channels.parse().unwrap())]);
-        let settings = PatchSettings {
-            training_patch: patch,
-            batch_size: 2,
-            oversample_foreground: 0.33,
-            augment: Augmentation::default(),
-            masked_channels: Vec::new(),
-            ignore_label: None,
-            seed: 1,
-        };
-        // enough patches for the rarest change to come up at its rate
-        let batches = (60_000_000 / voxels as u64).clamp(20, 400);
-        let one = || {
-            (0..batches)
-                .for_each(|index| drop(std::hint::black_box(draw_batch(&cases, &settings, index))))
-        };
-        println!("ours {text} {:.3}", best(2 * batches, one));
-        if workers > 0 {
-            let all = || {
-                Prefetch::new(cases.clone(), settings.clone(), 0..batches, workers)
-                    .unwrap()
-                    .for_each(|b| drop(b.unwrap()))
-            };
-            println!("loader{workers} {text} {:.3}", best(2 * batches, all));
+/// The bench's case for a text like `512x512:1`: a quarter larger than the patch, in memory.
+fn setting(text: &str, augment: Augmentation) -> (Arc<Vec<TrainingCase>>, PatchSettings) {
+    let (shape, channels) = text.split_once(':').unwrap();
+    let patch: Vec<usize> = shape.split('x').map(|n| n.parse().unwrap()).collect();
+    let size: Vec<usize> = patch.iter().map(|n| n * 5 / 4).collect();
+    let cases = Arc::new(vec![case(&size, channels.parse().unwrap())]);
+    let settings = PatchSettings {
+        training_patch: patch,
+        batch_size: 2,
+        oversample_foreground: 0.33,
+        augment,
+        masked_channels: Vec::new(),
+        ignore_label: None,
+        seed: 1,
+    };
+    (cases, settings)
+}
+
+/// Default augmentation as nnU-Net's peer does it: patches a second, the better of two halves of the time.
+fn compare(text: &str, budget: f64) {
+    let (cases, settings) = setting(text, Augmentation::default());
+    let voxels: usize = settings.training_patch.iter().product();
+    // enough patches for the rarest change to come up at its rate
+    let least = (30_000_000 / voxels as u64).clamp(10, 200);
+    let mut best = 0f64;
+    let mut index = 0;
+    for _ in 0..2 {
+        let (start, first) = (seconds(), index);
+        while seconds() - start < budget / 2.0 || index - first < least {
+            drop(std::hint::black_box(draw_batch(&cases, &settings, index)));
+            index += 1;
         }
+        best = best.max(2.0 * (index - first) as f64 / (seconds() - start));
+    }
+    println!("ours {text} {best:.3}");
+    let workers = std::env::var("WORKERS").unwrap_or_default();
+    for workers in workers.split(',').filter_map(|n| n.parse().ok()) {
+        let batches = ((budget * best / 2.0) as u64).max(least);
+        let all =
+            Prefetch::new(cases.clone(), settings.clone(), 0..batches + 1, workers).unwrap();
+        let mut all = all.map(|b| drop(b.unwrap()));
+        all.next();
+        let start = Instant::now();
+        let patches = 2 * all.count();
+        let rate = patches as f64 / start.elapsed().as_secs_f64();
+        println!("loader{workers} {text} {rate:.3}");
+    }
+}
+
+/// Nanoseconds a value of the patch that each change costs when it is sure to happen, beyond cutting.
+fn stages(texts: &[String]) {
+    let only = |change: fn(&mut Augmentation)| {
+        let mut augment = Augmentation::none();
+        change(&mut augment);
+        augment
+    };
+    let sets = [
+        ("none", Augmentation::none()),
+        ("default", Augmentation::default()),
+        ("all, always", always(Augmentation::default())),
+        ("rotation", only(|a| a.rotation.probability = 1.0)),
+        ("scaling", only(|a| a.scaling.probability = 1.0)),
+        ("noise", only(|a| a.noise.probability = 1.0)),
+        ("blur", only(|a| a.blur.probability = 1.0)),
+        ("brightness", only(|a| a.brightness.probability = 1.0)),
+        ("contrast", only(|a| a.contrast.probability = 1.0)),
+        (
+            "low resolution",
+            only(|a| a.low_resolution.probability = 1.0),
+        ),
+        ("gamma", only(|a| a.gamma.probability = 1.0)),
+        ("mirroring", only(|a| a.mirroring = Default::default())),
+    ];
+    print!("{:<16}", "ns a value");
+    texts.iter().for_each(|text| print!(" {text:>14}"));
+    println!();
+    for (name, augment) in sets {
+        print!("{name:<16}");
+        for text in texts {
+            let (cases, settings) = setting(text, augment.clone());
+            let values: usize =
+                2 * settings.training_patch.iter().product::<usize>() * cases[0].shape[0];
+            let batches = (20_000_000 / values as u64).max(3);
+            let round = |_| {
+                let start = seconds();
+                for index in 0..batches {
+                    drop(std::hint::black_box(draw_batch(&cases, &settings, index)));
+                }
+                seconds() - start
+            };
+            let fastest = (0..ROUNDS).map(round).fold(f64::MAX, f64::min);
+            print!(" {:>14.2}", 1e9 * fastest / (batches * values as u64) as f64);
+        }
+        println!();
     }
 }
 
@@ -109,66 +171,12 @@ fn main() {
         .skip(1)
         .filter(|a| a != "--bench")
         .collect();
-    if arguments.first().is_some_and(|a| a == "--peer") {
-        let workers = std::env::var("WORKERS").map_or(0, |n| n.parse().unwrap());
-        compare(&arguments[1..], workers);
-        return;
-    }
-    println!(
-        "{:<12} {:<22} {:>12} {:>10}",
-        "patch", "augmentation", "patches/s", "ms each"
-    );
-    for (size, patch, batches) in [
-        (vec![160, 180], vec![128, 128], 40u64),
-        (vec![80, 90, 100], vec![64, 64, 64], 3),
-    ] {
-        let cases = Arc::new(vec![case(&size, 1)]);
-        let only = |change: fn(&mut Augmentation)| {
-            let mut augment = Augmentation::none();
-            change(&mut augment);
-            augment
-        };
-        let sets = [
-            ("none", Augmentation::none(), 0),
-            ("default", Augmentation::default(), 0),
-            ("all, always", always(Augmentation::default()), 0),
-            ("rotation", only(|a| a.rotation.probability = 1.0), 0),
-            ("noise", only(|a| a.noise.probability = 1.0), 0),
-            ("blur", only(|a| a.blur.probability = 1.0), 0),
-            ("brightness", only(|a| a.brightness.probability = 1.0), 0),
-            ("contrast", only(|a| a.contrast.probability = 1.0), 0),
-            (
-                "low resolution",
-                only(|a| a.low_resolution.probability = 1.0),
-                0,
-            ),
-            ("gamma", only(|a| a.gamma.probability = 1.0), 0),
-            ("mirroring", only(|a| a.mirroring = Default::default()), 0),
-            ("default, 2 workers", Augmentation::default(), 2),
-        ];
-        for (name, augment, workers) in sets {
-            let settings = PatchSettings {
-                training_patch: patch.clone(),
-                batch_size: 8,
-                oversample_foreground: 0.33,
-                augment,
-                masked_channels: Vec::new(),
-                ignore_label: None,
-                seed: 1,
-            };
-            let rate = best(8 * batches, || match workers {
-                0 => (0..batches).for_each(|index| {
-                    drop(std::hint::black_box(draw_batch(&cases, &settings, index)))
-                }),
-                _ => Prefetch::new(cases.clone(), settings.clone(), 0..batches, workers)
-                    .unwrap()
-                    .for_each(|b| drop(b.unwrap())),
-            });
-            println!(
-                "{:<12} {name:<22} {rate:>12.0} {:>10.3}",
-                format!("{patch:?}"),
-                1e3 / rate
-            );
+    match arguments.as_slice() {
+        [peer, budget, texts @ ..] if peer == "--peer" => {
+            let budget = budget.parse().unwrap();
+            texts.iter().for_each(|text| compare(text, budget));
         }
+        [] => stages(&["512x512:1", "512x512:3", "128x128x128:1", "48x192x192:1"].map(Into::into)),
+        texts => stages(texts),
     }
 }

@@ -2,6 +2,41 @@
 //! the C library's do not have. Polynomials after Cephes (S. Moshier, 1992: `logf`, `expf`, `sinf`); errors in the tests.
 #![allow(clippy::excessive_precision)] // the coefficients as they were published
 
+/// Added to a number, it leaves float32 no room for fractions: the number is rounded, and its last bits are the whole number.
+const ROUND: f32 = 12_582_912.0;
+
+/// The whole number in a sum with [`ROUND`], negative ones wrapped.
+#[inline(always)]
+fn rounded(shifted: f32) -> u32 {
+    shifted.to_bits().wrapping_sub(ROUND.to_bits())
+}
+
+/// The larger of two numbers, the second unless the first is. One instruction, which `f32::max` with its rule for NaN is not.
+#[inline(always)]
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if a > b {
+        a
+    } else {
+        b
+    }
+}
+
+/// The smaller of two numbers, the second unless the first is.
+#[inline(always)]
+pub(crate) fn smaller(a: f32, b: f32) -> f32 {
+    if a < b {
+        a
+    } else {
+        b
+    }
+}
+
+/// The number, or the bound that it is beyond.
+#[inline(always)]
+pub(crate) fn between(x: f32, low: f32, high: f32) -> f32 {
+    smaller(larger(x, low), high)
+}
+
 /// Natural logarithm of a normal positive number.
 #[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {
@@ -32,10 +67,9 @@ pub(crate) fn ln(x: f32) -> f32 {
 /// Exponential of a number between -87 and 88; those beyond count as the limit.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    let x = x.clamp(-87.0, 88.0);
-    // rounded by adding a number at which float32 has no fractions
-    const ROUND: f32 = 12_582_912.0;
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let x = between(x, -87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
     for c in [
@@ -48,13 +82,13 @@ pub(crate) fn exp(x: f32) -> f32 {
         p = p * r + c;
     }
     let p = p * r * r + r + 1.0;
-    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    p * f32::from_bits(rounded(shifted).wrapping_add(127) << 23)
 }
 
 /// `x` to the power of `exponent` for `x` from 0 to 1 and a positive exponent.
 #[inline(always)]
 pub(crate) fn power(x: f32, exponent: f32) -> f32 {
-    let raised = exp(ln(x.max(f32::MIN_POSITIVE)) * exponent);
+    let raised = exp(ln(larger(x, f32::MIN_POSITIVE)) * exponent);
     if x < f32::MIN_POSITIVE {
         0.0
     } else {
@@ -66,8 +100,9 @@ pub(crate) fn power(x: f32, exponent: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn sin_cos_of_turn(turn: f32) -> (f32, f32) {
     // eighths: the angle from the nearest quarter is at most pi / 4
-    let quarter = (turn * 4.0 + 0.5) as i32;
-    let a = (turn * 4.0 - quarter as f32) * std::f32::consts::FRAC_PI_2;
+    let shifted = turn * 4.0 + ROUND;
+    let quarter = rounded(shifted);
+    let a = (turn * 4.0 - (shifted - ROUND)) * std::f32::consts::FRAC_PI_2;
     let z = a * a;
     let sin = ((-1.951_529_6e-4 * z + 8.332_161e-3) * z - 1.666_665_5e-1) * z * a + a;
     let cos = ((2.443_315_7e-5 * z - 1.388_731_6e-3) * z + 4.166_664_6e-2) * z * z - 0.5 * z + 1.0;
@@ -76,7 +111,7 @@ pub(crate) fn sin_cos_of_turn(turn: f32) -> (f32, f32) {
     } else {
         (sin, cos)
     };
-    let sign = |bit: i32| f32::from_bits(0x3f80_0000 | ((bit as u32 & 1) << 31));
+    let sign = |bit: u32| f32::from_bits(0x3f80_0000 | ((bit & 1) << 31));
     (s * sign(quarter >> 1), c * sign((quarter + 1) >> 1))
 }
 

@@ -1,7 +1,7 @@
 //! Random changes of a patch's values, in place; labels are not touched.
 #![allow(clippy::needless_range_loop)] // lanes are counted
 
-use crate::augment::elementary::{ln, power, sin_cos_of_turn};
+use crate::augment::elementary::{between, larger, ln, power, sin_cos_of_turn, smaller};
 use crate::augment::filter::{blur, coarsen};
 use crate::augment::spatial::{around_one, turns_in_plane};
 use crate::augment::wide::wide;
@@ -10,6 +10,8 @@ use crate::random::Random;
 
 /// How often a channel takes part in blur and low resolution, given that the patch does.
 const CHANNEL_PROBABILITY: f64 = 0.5;
+/// The range of all numbers.
+const UNBOUNDED: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
 
 /// Applies the settings to (C, size...).
 pub(crate) fn change(
@@ -40,7 +42,7 @@ pub(crate) fn change(
     if random.chance(augment.brightness.probability) {
         for channel in image.chunks_exact_mut(voxels) {
             let factor = around_one(augment.brightness.range, random) as f32;
-            stretch(channel, factor, 0.0, [f32::NEG_INFINITY, f32::INFINITY]);
+            stretch(channel, factor, 0.0, UNBOUNDED);
         }
     }
     if random.chance(augment.contrast.probability) {
@@ -86,70 +88,116 @@ struct Moments {
 }
 
 /// Sums are kept in so many lanes, which fixes their order whatever the processor's width.
-const LANES: usize = 8;
+const LANES: usize = 16;
+/// Values whose sums are kept in float32 before they are added up in float64.
+const BLOCK: usize = 64 * LANES;
+/// Values that give a first idea of the mean.
+const SAMPLES: usize = 64;
 
 impl Moments {
     fn of(values: &[f32]) -> Self {
-        // shifted by a value of the image, so that the squares do not cancel
-        let shift = values[0];
-        let (sum, squares, low, high) = sums(values, shift);
-        let n = values.len() as f64;
-        let mean = sum / n;
+        let stride = values.len().div_ceil(SAMPLES);
+        let sampled = values.iter().step_by(stride).copied();
+        let about = sampled.sum::<f32>() / values.len().div_ceil(stride) as f32;
+        let (sums, range) = sums_and_range(values, about);
+        let (mean, deviation) = sums.mean_and_deviation(values.len(), about);
         Self {
-            mean: (f64::from(shift) + mean) as f32,
-            deviation: (squares / n - mean * mean).max(0.0).sqrt() as f32,
-            range: [low, high],
+            mean,
+            deviation,
+            range,
+        }
+    }
+}
+
+/// Sums of differences from a number near the mean, so that the squares do not cancel.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    first: f64,
+    squares: f64,
+}
+
+impl Sums {
+    fn mean_and_deviation(self, count: usize, about: f32) -> (f32, f32) {
+        let n = count as f64;
+        let mean = self.first / n;
+        (
+            (f64::from(about) + mean) as f32,
+            (self.squares / n - mean * mean).max(0.0).sqrt() as f32,
+        )
+    }
+
+    /// Adds a block's values, [`BLOCK`] at most.
+    #[inline(always)]
+    fn add(&mut self, block: &[f32], about: f32) {
+        let mut first = [0f32; LANES];
+        let mut squares = [0f32; LANES];
+        let chunks = block.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let d = chunk[lane] - about;
+                first[lane] += d;
+                squares[lane] += d * d;
+            }
+        }
+        for (lane, v) in rest.iter().enumerate() {
+            let d = v - about;
+            first[lane] += d;
+            squares[lane] += d * d;
+        }
+        for lane in 0..LANES {
+            self.first += f64::from(first[lane]);
+            self.squares += f64::from(squares[lane]);
         }
     }
 }
 
 wide! {
-    fn sums(values: &[f32], shift: f32) -> (f64, f64, f32, f32) {
-        let mut sum = [0f64; LANES];
-        let mut squares = [0f64; LANES];
+    fn sums_and_range(values: &[f32], about: f32) -> (Sums, [f32; 2]) {
+        let mut sums = Sums::default();
         let mut low = [f32::MAX; LANES];
         let mut high = [f32::MIN; LANES];
-        let chunks = values.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                let v = chunk[lane];
-                let d = f64::from(v - shift);
-                sum[lane] += d;
-                squares[lane] += d * d;
-                low[lane] = if v < low[lane] { v } else { low[lane] };
-                high[lane] = if v > high[lane] { v } else { high[lane] };
+        for block in values.chunks(BLOCK) {
+            sums.add(block, about);
+            let chunks = block.chunks_exact(LANES);
+            let rest = chunks.remainder();
+            for chunk in chunks {
+                for lane in 0..LANES {
+                    low[lane] = smaller(chunk[lane], low[lane]);
+                    high[lane] = larger(chunk[lane], high[lane]);
+                }
+            }
+            for (lane, &v) in rest.iter().enumerate() {
+                low[lane] = smaller(v, low[lane]);
+                high[lane] = larger(v, high[lane]);
             }
         }
-        for (lane, &v) in rest.iter().enumerate() {
-            let d = f64::from(v - shift);
-            sum[lane] += d;
-            squares[lane] += d * d;
-            low[lane] = low[lane].min(v);
-            high[lane] = high[lane].max(v);
-        }
-        (
-            sum.iter().sum(),
-            squares.iter().sum(),
-            low.into_iter().fold(f32::MAX, f32::min),
-            high.into_iter().fold(f32::MIN, f32::max),
-        )
+        let range = [
+            low.into_iter().fold(f32::MAX, smaller),
+            high.into_iter().fold(f32::MIN, larger),
+        ];
+        (sums, range)
     }
 
     /// `v * factor + offset`, cut to a range.
     fn stretch(values: &mut [f32], factor: f32, offset: f32, range: [f32; 2]) {
         for v in values {
-            *v = (*v * factor + offset).max(range[0]).min(range[1]);
+            *v = between(*v * factor + offset, range[0], range[1]);
         }
     }
 
-    /// Values from `low` to `low + width` raised as fractions of the range; `sign` -1 works on the inverted image.
-    fn raise(values: &mut [f32], exponent: f32, sign: f32, low: f32, width: f32) {
+    /// Values from `low` to `low + width` raised as fractions of the range; `sign` -1 works on the inverted image. Gives the results' sums.
+    fn raise(values: &mut [f32], exponent: f32, sign: f32, low: f32, width: f32, about: f32) -> Sums {
         let scale = 1.0 / width;
-        for v in values {
-            let fraction = ((sign * *v - low) * scale).clamp(0.0, 1.0);
-            *v = sign * (power(fraction, exponent) * width + low);
+        let mut sums = Sums::default();
+        for block in values.chunks_mut(BLOCK) {
+            for v in &mut *block {
+                let fraction = between((sign * *v - low) * scale, 0.0, 1.0);
+                *v = sign * (power(fraction, exponent) * width + low);
+            }
+            sums.add(block, about);
         }
+        sums
     }
 
     /// Adds Gaussian noise made of `key` and a value's place alone.
@@ -165,7 +213,7 @@ wide! {
                 // Box-Muller; 24 bits each, the radius' in (0, 1]
                 let u = ((first >> 8) + 1) as i32 as f32 * (1.0 / 16_777_216.0);
                 let turn = (second >> 8) as i32 as f32 * (1.0 / 16_777_216.0);
-                let radius = sigma * (-2.0 * ln(u)).max(0.0).sqrt();
+                let radius = sigma * larger(-2.0 * ln(u), 0.0).sqrt();
                 let (sin, cos) = sin_cos_of_turn(turn);
                 noise[lane] = radius * cos;
                 noise[PAIRS + lane] = radius * sin;
@@ -196,21 +244,12 @@ fn gamma(channel: &mut [f32], exponent: f32, sign: f32) {
     if width < SMALLEST {
         return;
     }
-    raise(
-        channel,
-        exponent,
-        sign,
-        if sign > 0.0 { low } else { -high },
-        width,
-    );
-    let after = Moments::of(channel);
-    let factor = before.deviation / after.deviation.max(SMALLEST);
-    stretch(
-        channel,
-        factor,
-        before.mean - after.mean * factor,
-        [f32::NEG_INFINITY, f32::INFINITY],
-    );
+    let bottom = if sign > 0.0 { low } else { -high };
+    let sums = raise(channel, exponent, sign, bottom, width, before.mean);
+    let (mean, deviation) = sums.mean_and_deviation(channel.len(), before.mean);
+    let factor = before.deviation / deviation.max(SMALLEST);
+    let offset = before.mean - mean * factor;
+    stretch(channel, factor, offset, UNBOUNDED);
 }
 
 #[cfg(test)]
