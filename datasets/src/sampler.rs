@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::augment::spatial::{cut, draw_matrix, flip, resample, Source, Target};
+use crate::augment::resample::resample;
+use crate::augment::spatial::{cut, draw_flips, draw_matrix, mirrored, Source, Target};
 use crate::augment::{intensity, Augmentation};
 use crate::random::Random;
 use crate::{DataError, PreparedCase, Result};
@@ -243,12 +244,13 @@ fn draw<const D: usize>(
             &mut target,
             &mut random,
         );
+        // no label is -2
+        let ignored = settings.ignore_label.unwrap_or(-2);
         for value in &mut *target.label {
-            if Some(*value) == settings.ignore_label {
-                *value = -1;
-            } else if *value < 0 {
-                *value = 0;
-            }
+            *value = match *value == ignored {
+                true => -1,
+                false => (*value).max(0),
+            };
         }
     }
     Batch {
@@ -306,18 +308,14 @@ fn draw_patch<const D: usize>(
             .collect(),
         label: &all_labels[slice * plane..][..plane],
     };
-    match draw_matrix(augment, &target.size, random) {
-        Some(matrix) => resample(&source, start, &matrix, target),
-        None => cut(&source, start, target),
+    let matrix = draw_matrix(augment, &target.size, random);
+    // nnU-Net mirrors last; what follows treats both directions alike, so that mirroring may come first, where it costs nothing
+    let flips = draw_flips(augment, random);
+    match matrix {
+        Some(matrix) => resample(&source, start, &mirrored(matrix, flips), target),
+        None => cut(&source, start, flips, target),
     }
     intensity::change(target.image, &target.size, augment, random);
-    for &axis in augment.mirroring.axes.iter().filter(|&&a| a < D) {
-        if random.chance(0.5) {
-            // The channels come before the patch's axes and are not moved.
-            flip(target.image, &target.size, axis);
-            flip(target.label, &target.size, axis);
-        }
-    }
     let voxels = target.label.len();
     for &channel in &settings.masked_channels {
         let values = target.image.chunks_exact_mut(voxels).nth(channel);

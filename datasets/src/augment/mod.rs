@@ -1,4 +1,4 @@
-//! Random changes to training patches: settings here, the spatial ones in `spatial`, those of values in `intensity`.
+//! Random changes to training patches: settings here, the spatial ones in `spatial` and `resample`, those of values in `intensity`.
 //!
 //! The default is nnU-Net's set and order: rotation and scaling in one resampling, noise, blur, brightness, contrast, low resolution, gamma
 //! of the inverted and of the plain image, mirroring.
@@ -6,6 +6,7 @@
 mod elementary;
 mod filter;
 pub(crate) mod intensity;
+pub(crate) mod resample;
 pub(crate) mod spatial;
 mod wide;
 
