@@ -107,8 +107,7 @@ fn compare(text: &str, budget: f64) {
     let workers = std::env::var("WORKERS").unwrap_or_default();
     for workers in workers.split(',').filter_map(|n| n.parse().ok()) {
         let batches = ((budget * best / 2.0) as u64).max(least);
-        let all =
-            Prefetch::new(cases.clone(), settings.clone(), 0..batches + 1, workers).unwrap();
+        let all = Prefetch::new(cases.clone(), settings.clone(), 0..batches + 1, workers).unwrap();
         let mut all = all.map(|b| drop(b.unwrap()));
         all.next();
         let start = Instant::now();
@@ -160,7 +159,10 @@ fn stages(texts: &[String]) {
                 seconds() - start
             };
             let fastest = (0..ROUNDS).map(round).fold(f64::MAX, f64::min);
-            print!(" {:>14.2}", 1e9 * fastest / (batches * values as u64) as f64);
+            print!(
+                " {:>14.2}",
+                1e9 * fastest / (batches * values as u64) as f64
+            );
         }
         println!();
     }

@@ -37,6 +37,13 @@ pub(crate) fn between(x: f32, low: f32, high: f32) -> f32 {
     smaller(larger(x, low), high)
 }
 
+/// The whole part of a number from 0 to 4 million, and the rest.
+#[inline(always)]
+pub(crate) fn whole_and_rest(x: f32) -> (u32, f32) {
+    let whole = x.floor();
+    (rounded(whole + ROUND), x - whole)
+}
+
 /// Natural logarithm of a normal positive number.
 #[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {

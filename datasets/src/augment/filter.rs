@@ -1,5 +1,4 @@
 //! Separable filters along the axes of a channel: Gaussian blur, and sampling down and up again.
-#![allow(clippy::needless_range_loop)] // taps are counted
 
 use crate::augment::wide::wide;
 
@@ -11,35 +10,37 @@ const UNROLLED: usize = 7;
 /// Gaussian blur of (size...) with one standard deviation an axis, edges mirrored without repeating the border, kernel lengths as
 /// batchgeneratorsv2 has them.
 pub(crate) fn blur(values: &mut [f32], size: &[usize], sigmas: &[f64]) {
-    for (axis, &sigma) in sigmas.iter().enumerate() {
-        let kernel = gaussian(sigma);
-        if kernel.len() > 1 && size[axis] > 1 {
-            along(
-                values,
-                size,
-                axis,
-                kernel.len() / 2,
-                &mut |strip, out, width| match kernel.len() {
-                    3 => convolve::<3>(strip, out, width, &kernel),
-                    5 => convolve::<5>(strip, out, width, &kernel),
-                    UNROLLED => convolve::<UNROLLED>(strip, out, width, &kernel),
-                    _ => convolve_any(strip, out, width, &kernel),
-                },
-            );
-        }
-    }
+    let kernels: Vec<Vec<f32>> = sigmas.iter().map(|&sigma| gaussian(sigma)).collect();
+    let radii: Vec<Option<usize>> = kernels
+        .iter()
+        .zip(size)
+        .map(|(kernel, &n)| (kernel.len() > 1 && n > 1).then_some(kernel.len() / 2))
+        .collect();
+    along(
+        values,
+        size,
+        &radii,
+        &mut |axis, strip, rows| match kernels[axis].as_slice() {
+            kernel @ &[_, _, _] => convolve::<3>(strip, rows, kernel),
+            kernel @ &[_, _, _, _, _] => convolve::<5>(strip, rows, kernel),
+            kernel if kernel.len() == UNROLLED => convolve::<UNROLLED>(strip, rows, kernel),
+            kernel => convolve_any(strip, rows, kernel),
+        },
+    );
 }
 
 /// Nearest sampling to `scales` of the size and linear interpolation back, half-pixel centres both ways.
 pub(crate) fn coarsen(values: &mut [f32], size: &[usize], scales: &[f64]) {
-    for (axis, &scale) in scales.iter().enumerate() {
-        let taps = coarse_taps(size[axis], scale);
-        if taps.iter().enumerate().any(|(i, t)| t.from != [i, i]) {
-            along(values, size, axis, 0, &mut |strip, out, width| {
-                interpolate(strip, out, width, &taps)
-            });
-        }
-    }
+    let taps: Vec<Vec<Tap>> = scales
+        .iter()
+        .zip(size)
+        .map(|(&scale, &n)| coarse_taps(n, scale))
+        .collect();
+    let changes = |taps: &[Tap]| taps.iter().zip(0..).any(|(t, i)| t.from != [i, i]);
+    let radii: Vec<Option<usize>> = taps.iter().map(|t| changes(t).then_some(0)).collect();
+    along(values, size, &radii, &mut |axis, strip, rows| {
+        interpolate(strip, rows, &taps[axis])
+    });
 }
 
 /// Gaussian weights. Their number is the odd one nearest to six standard deviations and a half.
@@ -62,7 +63,7 @@ fn gaussian(sigma: f64) -> Vec<f32> {
 /// Which two positions a position is made from, and how much of the second.
 #[derive(Clone, Copy)]
 struct Tap {
-    from: [usize; 2],
+    from: [u32; 2],
     second: f32,
 }
 
@@ -74,7 +75,7 @@ fn coarse_taps(n: usize, scale: f64) -> Vec<Tap> {
         let position = ((i as f64 + 0.5) / ratio - 0.5).clamp(0.0, (coarse - 1) as f64);
         let low = position as usize;
         let second = (position - low as f64) as f32;
-        let from = [nearest(low), nearest((low + 1).min(coarse - 1))];
+        let from = [low, (low + 1).min(coarse - 1)].map(|k| nearest(k) as u32);
         match second == 0.0 {
             true => Tap {
                 from: [from[0]; 2],
@@ -86,33 +87,70 @@ fn coarse_taps(n: usize, scale: f64) -> Vec<Tap> {
     (0..n).map(tap).collect()
 }
 
-/// Makes rows of a strip and its margins: strip, rows to make, columns.
-type Filter<'a> = dyn FnMut(&[f32], &mut [f32], usize) + 'a;
+/// Rows of values that are next to one another, `pitch` values from one row to the next.
+struct Rows<'a> {
+    values: &'a mut [f32],
+    width: usize,
+    pitch: usize,
+}
 
-/// Gives strips of the array, lines of `n + 2 radius` rows by some columns, and takes back `n` rows. The last axis is handed over one line a
-/// strip, transposed by nothing: rows are single values then.
-fn along(values: &mut [f32], size: &[usize], axis: usize, radius: usize, filter: &mut Filter) {
-    let n = size[axis];
-    let inner: usize = size[axis + 1..].iter().product();
-    let mut strip = vec![0f32; (n + 2 * radius) * STRIP.min(inner)];
-    let mut result = vec![0f32; n * STRIP.min(inner)];
-    for block in values.chunks_exact_mut(n * inner) {
-        for column in (0..inner).step_by(STRIP) {
-            let width = STRIP.min(inner - column);
-            let (strip, result) = (
-                &mut strip[..(n + 2 * radius) * width],
-                &mut result[..n * width],
-            );
-            for (row, to) in strip.chunks_exact_mut(width).enumerate() {
-                let from = mirrored(row as isize - radius as isize, n) * inner + column;
-                to.copy_from_slice(&block[from..from + width]);
+impl Rows<'_> {
+    #[inline(always)]
+    fn iter(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let width = self.width;
+        self.values
+            .chunks_mut(self.pitch)
+            .map(move |row| &mut row[..width])
+    }
+}
+
+/// Makes rows out of a strip, which holds the former rows and their margins without gaps; told the axis.
+type Filter<'a> = dyn FnMut(usize, &[f32], Rows) + 'a;
+
+/// Filters an array along its first axis in strips of columns, then its parts along the others. `radii` says for each axis how many rows beyond
+/// the array a filter needs, or that it has nothing to do.
+fn along(values: &mut [f32], size: &[usize], radii: &[Option<usize>], filter: &mut Filter) {
+    // axes are numbered from the first of all
+    fn part(
+        values: &mut [f32],
+        size: &[usize],
+        radii: &[Option<usize>],
+        axis: usize,
+        strip: &mut Vec<f32>,
+        filter: &mut Filter,
+    ) {
+        let (n, inner) = (size[axis], size[axis + 1..].iter().product::<usize>());
+        if let Some(radius) = radii[axis] {
+            for column in (0..inner).step_by(STRIP) {
+                let width = STRIP.min(inner - column);
+                strip.clear();
+                if inner == 1 {
+                    strip.extend(
+                        (0..radius).map(|i| values[mirrored(i as isize - radius as isize, n)]),
+                    );
+                    strip.extend_from_slice(values);
+                    strip.extend((n..n + radius).map(|i| values[mirrored(i as isize, n)]));
+                } else {
+                    for row in 0..n + 2 * radius {
+                        let from = mirrored(row as isize - radius as isize, n) * inner + column;
+                        strip.extend_from_slice(&values[from..from + width]);
+                    }
+                }
+                let rows = Rows {
+                    values: &mut values[column..],
+                    width,
+                    pitch: inner,
+                };
+                filter(axis, strip, rows);
             }
-            filter(strip, result, width);
-            for (row, from) in result.chunks_exact(width).enumerate() {
-                block[row * inner + column..][..width].copy_from_slice(from);
+        }
+        if radii[axis + 1..].iter().any(Option::is_some) {
+            for block in values.chunks_exact_mut(inner) {
+                part(block, size, radii, axis + 1, strip, filter);
             }
         }
     }
+    part(values, size, radii, 0, &mut Vec::new(), filter);
 }
 
 /// The position within `0..n` that mirroring at the first and last one leads to.
@@ -125,39 +163,47 @@ fn mirrored(mut i: isize, n: usize) -> usize {
 }
 
 wide! {
-    /// `out[i] = sum of kernel[k] strip[i + k]`, rows of `width` values.
-    fn convolve<const K: usize>(strip: &[f32], out: &mut [f32], width: usize, kernel: &[f32]) {
+    /// `out[i] = sum of kernel[k] strip[i + k]`, in rows.
+    fn convolve<const K: usize>(strip: &[f32], out: Rows, kernel: &[f32]) {
         let weights: [f32; K] = std::array::from_fn(|k| kernel[k]);
-        let count = out.len();
-        let rows: [&[f32]; K] = std::array::from_fn(|k| &strip[k * width..][..count]);
-        for (i, to) in out.iter_mut().enumerate() {
-            let mut sum = 0.0;
-            for k in 0..K {
-                sum += weights[k] * rows[k][i];
-            }
-            *to = sum;
+        let mut out = out;
+        if out.pitch == 1 {
+            // rows of single values are one row, that of the next column being further on
+            return weighted(strip, out.values, 1, &weights);
+        }
+        let width = out.width;
+        for (row, to) in out.iter().enumerate() {
+            weighted(&strip[row * width..], to, width, &weights);
         }
     }
 
-    fn convolve_any(strip: &[f32], out: &mut [f32], width: usize, kernel: &[f32]) {
-        out.fill(0.0);
-        for (k, weight) in kernel.iter().enumerate() {
-            for (to, from) in out.iter_mut().zip(&strip[k * width..]) {
-                *to += weight * from;
+    fn convolve_any(strip: &[f32], out: Rows, kernel: &[f32]) {
+        let mut out = out;
+        let width = out.width;
+        for (row, to) in out.iter().enumerate() {
+            to.fill(0.0);
+            for (k, weight) in kernel.iter().enumerate() {
+                for (to, from) in to.iter_mut().zip(&strip[(row + k) * width..]) {
+                    *to += weight * from;
+                }
             }
         }
     }
 
-    fn interpolate(strip: &[f32], out: &mut [f32], width: usize, taps: &[Tap]) {
-        if width == 1 {
-            for (to, tap) in out.iter_mut().zip(taps) {
-                let first = strip[tap.from[0]];
-                *to = first + tap.second * (strip[tap.from[1]] - first);
+    fn interpolate(strip: &[f32], out: Rows, taps: &[Tap]) {
+        let mut out = out;
+        if out.pitch == 1 {
+            // the default is never met, but lets the loop go without branches
+            let value = |i: u32| strip.get(i as usize).copied().unwrap_or_default();
+            for (to, tap) in out.values.iter_mut().zip(taps) {
+                let [a, b] = tap.from.map(value);
+                *to = a + tap.second * (b - a);
             }
             return;
         }
-        for (to, tap) in out.chunks_exact_mut(width).zip(taps) {
-            let [first, second] = tap.from.map(|row| &strip[row * width..][..width]);
+        let width = out.width;
+        for (to, tap) in out.iter().zip(taps) {
+            let [first, second] = tap.from.map(|row| &strip[row as usize * width..][..width]);
             for ((to, a), b) in to.iter_mut().zip(first).zip(second) {
                 *to = a + tap.second * (b - a);
             }
@@ -165,15 +211,24 @@ wide! {
     }
 }
 
+/// Sums of weighted values that lie `apart`.
+#[inline(always)]
+fn weighted<const K: usize>(from: &[f32], to: &mut [f32], apart: usize, weights: &[f32; K]) {
+    let count = to.len();
+    let shifted: [&[f32]; K] = std::array::from_fn(|k| &from[k * apart..][..count]);
+    for (i, to) in to.iter_mut().enumerate() {
+        let mut sum = 0.0;
+        for (weight, from) in weights.iter().zip(&shifted) {
+            sum += weight * from[i];
+        }
+        *to = sum;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn patch() -> Vec<f32> {
-        (0..6 * 8 * 10)
-            .map(|i| ((i * 37 % 101) as f32 / 25.0) - 2.0)
-            .collect()
-    }
+    use crate::augment::tests::patch;
 
     /// Against batchgeneratorsv2's `_compute_kernel_size` with `truncate=6`.
     #[test]

@@ -88,7 +88,7 @@ struct Moments {
 }
 
 /// Sums are kept in so many lanes, which fixes their order whatever the processor's width.
-const LANES: usize = 16;
+const LANES: usize = 128;
 /// Values whose sums are kept in float32 before they are added up in float64.
 const BLOCK: usize = 64 * LANES;
 /// Values that give a first idea of the mean.
@@ -255,12 +255,7 @@ fn gamma(channel: &mut [f32], exponent: f32, sign: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn patch() -> Vec<f32> {
-        (0..6 * 8 * 10)
-            .map(|i| ((i * 37 % 101) as f32 / 25.0) - 2.0)
-            .collect()
-    }
+    use crate::augment::tests::patch;
 
     #[test]
     fn gamma_keeps_mean_and_deviation() {

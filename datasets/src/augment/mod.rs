@@ -235,3 +235,13 @@ fn check(ok: bool, field: &str, found: impl ToString, expected: &str) -> Result<
         expected: expected.into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    /// Values of a patch of 6 x 8 x 10 voxels.
+    pub(super) fn patch() -> Vec<f32> {
+        (0..6 * 8 * 10)
+            .map(|i| ((i * 37 % 101) as f32 / 25.0) - 2.0)
+            .collect()
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::augment::elementary::whole_and_rest;
 use crate::augment::spatial::{for_rows, strides, Matrix, Source, Target, OUTSIDE};
 use crate::augment::wide::wide;
 
@@ -172,7 +173,9 @@ struct Border<const D: usize> {
 #[derive(Default)]
 struct Corners {
     values: [Vec<[f32; 2]>; 4],
-    labels: [Vec<[i16; 2]>; 4],
+    /// Two labels in one number, the lower corner's in its lower half.
+    labels: [Vec<u32>; 4],
+    different: Vec<u32>,
     /// Columns whose corners have different labels.
     mixed: Vec<u32>,
 }
@@ -203,9 +206,10 @@ impl<const D: usize> Row<D> {
         let size = self.size.map(|n| n as f32);
         self.touching = columns_between(&[-1.0; D], &size, origin, step, width);
         self.within = columns_between(&[0.0; D], &size.map(|n| n - 1.0), origin, step, width);
-        // places are kept in 32 bits; what is larger goes the slow way
+        // places are kept in 32 bits, positions are split below 4 million; what is larger goes the slow way
         let voxels: usize = self.size.iter().product();
-        if self.within.is_empty() || u32::try_from(voxels).is_err() {
+        let large = u32::try_from(voxels).is_err() || self.size.iter().any(|&n| n > 4_000_000);
+        if self.within.is_empty() || large {
             self.within = self.touching.start..self.touching.start;
         }
         let count = self.within.len();
@@ -282,11 +286,16 @@ impl<const D: usize> Row<D> {
         }
         for pair in 0..Self::PAIRS {
             let found = &mut corners.labels[pair];
-            found.resize(self.at.len(), [0; 2]);
+            found.resize(self.at.len(), 0);
             collect_labels(&self.at, &label[self.pairs[pair]..], found);
         }
         let out = &mut out[self.within.clone()];
-        first_labels::<D>(&corners.labels, &mut corners.mixed, out);
+        first_labels::<D>(
+            &corners.labels,
+            &mut corners.different,
+            &mut corners.mixed,
+            out,
+        );
         weigh::<D>(&corners.mixed, &corners.labels, &self.fraction, out);
     }
 }
@@ -328,15 +337,12 @@ fn columns_between<const D: usize>(
     }
 }
 
-/// What lies at each place and after it.
+/// What lies at a place and after it. The default is never met, but lets loops go without branches.
 #[inline(always)]
-fn collect<T: Copy + Default>(at: &[u32], from: &[T], found: &mut [[T; 2]]) {
-    for (to, &i) in found.iter_mut().zip(at) {
-        let i = i as usize;
-        *to = from
-            .get(i..i + 2)
-            .map_or([T::default(); 2], |two| [two[0], two[1]]);
-    }
+fn two<T: Copy + Default>(from: &[T], at: u32) -> [T; 2] {
+    let at = at as usize;
+    from.get(at..at + 2)
+        .map_or([T::default(); 2], |two| [two[0], two[1]])
 }
 
 /// Linear interpolation between 2^D corners: they are halved axis by axis, the last axis first. Takes pairs of corners.
@@ -361,21 +367,27 @@ fn blend_one<const D: usize>(value: impl Fn(usize) -> f32, fraction: &[f32; D]) 
 wide! {
     /// Adds to `at`, or with `first` begins it with, what columns' positions along an axis contribute, and keeps the fractions.
     fn place(at: &mut [u32], fraction: &mut [f32], first: bool, origin: f32, step: f32, start: usize, stride: u32) {
-        for (i, (at, fraction)) in at.iter_mut().zip(fraction).enumerate() {
-            let p = position(origin, step, start + i);
-            let low = p as i32;
-            *fraction = p - low as f32;
+        let mut column = start as i32;
+        for (at, fraction) in at.iter_mut().zip(fraction) {
+            let (low, rest) = whole_and_rest(origin + step * column as f32);
+            *fraction = rest;
             let before = if first { 0 } else { *at };
-            *at = before.wrapping_add((low as u32).wrapping_mul(stride));
+            *at = before.wrapping_add(low.wrapping_mul(stride));
+            column += 1;
         }
     }
 
     fn collect_values(at: &[u32], from: &[f32], found: &mut [[f32; 2]]) {
-        collect(at, from, found);
+        for (to, &at) in found.iter_mut().zip(at) {
+            *to = two(from, at);
+        }
     }
 
-    fn collect_labels(at: &[u32], from: &[i16], found: &mut [[i16; 2]]) {
-        collect(at, from, found);
+    fn collect_labels(at: &[u32], from: &[i16], found: &mut [u32]) {
+        for (to, &at) in found.iter_mut().zip(at) {
+            let [low, high] = two(from, at).map(|label| u32::from(label as u16));
+            *to = low | high << 16;
+        }
     }
 
     fn blend<const D: usize>(corners: &[Vec<[f32; 2]>; 4], fraction: &[Vec<f32>; D], out: &mut [f32]) {
@@ -388,43 +400,39 @@ wide! {
     }
 
     /// The first corner's label, and the columns in which another corner has a different one.
-    fn first_labels<const D: usize>(corners: &[Vec<[i16; 2]>; 4], mixed: &mut Vec<u32>, out: &mut [i16]) {
+    fn first_labels<const D: usize>(corners: &[Vec<u32>; 4], different: &mut Vec<u32>, mixed: &mut Vec<u32>, out: &mut [i16]) {
         let n = out.len();
-        let pairs: [&[[i16; 2]]; 4] = std::array::from_fn(|p| &corners[p % (1 << (D - 1))][..n]);
-        mixed.resize(n, 0);
-        let mut count = 0;
-        let mut first = 0;
-        for out in out.chunks_mut(LANES) {
-            let mut different = [0i16; LANES];
-            for (lane, out) in out.iter_mut().enumerate() {
-                let i = first + lane;
-                *out = pairs[0][i][0];
-                for pair in 0..1 << (D - 1) {
-                    different[lane] |= (pairs[pair][i][0] ^ *out) | (pairs[pair][i][1] ^ *out);
-                }
+        let pairs: [&[u32]; 4] = std::array::from_fn(|p| &corners[p % (1 << (D - 1))][..n]);
+        different.resize(n, 0);
+        let found = &mut different[..n];
+        for i in 0..n {
+            let first = pairs[0][i] & 0xffff;
+            out[i] = first as u16 as i16;
+            found[i] = (first | first << 16) ^ pairs[0][i];
+            for pair in 1..1 << (D - 1) {
+                found[i] |= pairs[0][i] ^ pairs[pair][i];
             }
-            if different != [0; LANES] {
-                for lane in 0..out.len() {
-                    mixed[count] = (first + lane) as u32;
-                    count += usize::from(different[lane] != 0);
-                }
-            }
-            first += out.len();
         }
-        mixed.truncate(count);
+        mixed.clear();
+        for (number, found) in found.chunks(LANES).enumerate() {
+            if found.iter().fold(0, |any, one| any | one) != 0 {
+                let columns = (number * LANES) as u32..;
+                mixed.extend(columns.zip(found).filter(|(_, f)| **f != 0).map(|(c, _)| c));
+            }
+        }
     }
 
     /// The labels of columns with different ones. Where there are two, they are weighed for many columns at a time.
-    fn weigh<const D: usize>(columns: &[u32], corners: &[Vec<[i16; 2]>; 4], fraction: &[Vec<f32>; D], out: &mut [i16]) {
+    fn weigh<const D: usize>(columns: &[u32], corners: &[Vec<u32>; 4], fraction: &[Vec<f32>; D], out: &mut [i16]) {
         for columns in columns.chunks(LANES) {
             let mut labels = [[0i32; LANES]; 8];
             let mut upper = [[0f32; LANES]; D];
             for (lane, &column) in columns.iter().enumerate() {
                 let i = column as usize;
                 for pair in 0..1 << (D - 1) {
-                    let [low, high] = corners[pair][i];
-                    labels[pair][lane] = low.into();
-                    labels[pair | 1 << (D - 1)][lane] = high.into();
+                    let both = corners[pair][i];
+                    labels[pair][lane] = (both as i16).into();
+                    labels[pair | 1 << (D - 1)][lane] = ((both >> 16) as i16).into();
                 }
                 for a in 0..D {
                     upper[a][lane] = fraction[a][i];
@@ -487,11 +495,9 @@ fn vote<const D: usize>(labels: &[i16], fraction: &[f32; D]) -> i16 {
         let same = labels.iter().zip(&weights).filter(|(l, _)| **l == label);
         same.map(|(_, weight)| weight).sum()
     };
-    let nearest = (0..labels.len()).fold(0, |best, corner| {
-        match weights[corner] > weights[best] {
-            true => corner,
-            false => best,
-        }
+    let nearest = (0..labels.len()).fold(0, |best, corner| match weights[corner] > weights[best] {
+        true => corner,
+        false => best,
     });
     let mut best = (labels[nearest], sum(labels[nearest]));
     for (i, &label) in labels.iter().enumerate() {

@@ -84,10 +84,7 @@ pub(crate) fn draw_matrix<const D: usize>(
 }
 
 /// Draws the axes that are mirrored.
-pub(crate) fn draw_flips<const D: usize>(
-    augment: &Augmentation,
-    random: &mut Random,
-) -> [bool; D] {
+pub(crate) fn draw_flips<const D: usize>(augment: &Augmentation, random: &mut Random) -> [bool; D] {
     let mut flips = [false; D];
     for &axis in augment.mirroring.axes.iter().filter(|&&a| a < D) {
         flips[axis] ^= random.chance(0.5);
@@ -187,7 +184,13 @@ pub(crate) fn cut<const D: usize>(
         let images = target.image.chunks_exact_mut(voxels);
         for (channel, image) in source.channels.iter().zip(images) {
             let read = read.clone().map_or(&[][..], |read| &channel[read]);
-            copy(read, &write, flips[last], &mut image[out.clone()], OUTSIDE.0);
+            copy(
+                read,
+                &write,
+                flips[last],
+                &mut image[out.clone()],
+                OUTSIDE.0,
+            );
         }
         let read = read.map_or(&[][..], |read| &source.label[read]);
         copy(read, &write, flips[last], &mut target.label[out], OUTSIDE.1);
