@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use ndarray::{Array3, Array4};
 use vision_mamba_datasets::{
-    draw_batch, Augmentation, Geometry, PatchSettings, Prefetch, PreparedCase, SourceGrid,
+    Augmentation, Geometry, PatchSettings, Prefetch, PreparedCase, Sampler, SourceGrid,
     TrainingCase,
 };
 
@@ -93,9 +93,10 @@ fn compare(text: &str, budget: f64) {
     let voxels: usize = settings.training_patch.iter().product();
     // enough patches for the rarest change to come up at its rate
     let least = (30_000_000 / voxels as u64).clamp(10, 200);
+    let sampler = Sampler::new(cases.clone(), settings.clone()).unwrap();
     let (start, mut index) = (seconds(), 0);
     while seconds() - start < budget || index < least {
-        drop(std::hint::black_box(draw_batch(&cases, &settings, index)));
+        drop(std::hint::black_box(sampler.draw(index)));
         index += 1;
     }
     let rate = 2.0 * index as f64 / (seconds() - start);
@@ -146,11 +147,12 @@ fn stages(texts: &[String]) {
             let (cases, settings) = setting(text, augment.clone());
             let values: usize =
                 2 * settings.training_patch.iter().product::<usize>() * cases[0].shape[0];
+            let sampler = Sampler::new(cases, settings).unwrap();
             let batches = (20_000_000 / values as u64).max(3);
             let round = |_| {
                 let start = seconds();
                 for index in 0..batches {
-                    drop(std::hint::black_box(draw_batch(&cases, &settings, index)));
+                    drop(std::hint::black_box(sampler.draw(index)));
                 }
                 seconds() - start
             };

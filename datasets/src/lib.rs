@@ -22,6 +22,7 @@ pub mod planner;
 pub mod preprocess;
 pub mod probabilities;
 mod random;
+mod recycled;
 pub mod restoration;
 pub mod sampler;
 pub mod split;
@@ -42,6 +43,7 @@ pub use preprocess::{
     Restoring, SourceGrid,
 };
 pub use probabilities::Probabilities;
-pub use sampler::{draw_batch, Batch, PatchSettings, TrainingCase};
+pub use recycled::Recycled;
+pub use sampler::{draw_batch, Batch, PatchSettings, Sampler, TrainingCase};
 pub use split::{fold, Fold, FoldChoice, Folds};
 pub use zoom::{zoom, ZoomOrder};

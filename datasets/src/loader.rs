@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::sampler::TrainingCase;
-use crate::{draw_batch, Batch, DataError, PatchSettings, Result};
+use crate::{Batch, DataError, PatchSettings, Result, Sampler};
 
 /// Batches that may be ready or in the making, per worker.
 const AHEAD: u64 = 2;
@@ -47,10 +47,8 @@ impl Prefetch {
         batches: Range<u64>,
         workers: usize,
     ) -> Result<Self> {
-        settings.validate(&cases)?;
-        Self::with_maker(batches, workers, move |index| {
-            Ok(draw_batch(&cases, &settings, index))
-        })
+        let sampler = Sampler::new(cases, settings)?;
+        Self::with_maker(batches, workers, move |index| Ok(sampler.draw(index)))
     }
 }
 
@@ -185,8 +183,8 @@ mod tests {
 
     fn numbered(index: u64) -> Result<Batch> {
         Ok(Batch {
-            image: vec![index as f32],
-            label: vec![index as i16],
+            image: vec![index as f32].into(),
+            label: vec![index as i16].into(),
             shape: vec![1, 1, 1, 1],
             ids: vec![],
         })

@@ -1,6 +1,7 @@
 //! Training patches: which case, which place, how changed. A batch is a pure function of the cases, the settings and its number.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +9,7 @@ use crate::augment::resample::resample;
 use crate::augment::spatial::{cut, draw_flips, draw_matrix, mirrored, Source, Target};
 use crate::augment::{intensity, Augmentation};
 use crate::random::Random;
+use crate::recycled::{Pool, Recycled};
 use crate::{DataError, PreparedCase, Result};
 
 /// How patches are drawn.
@@ -187,13 +189,43 @@ impl PatchSettings {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// (B, C, patch...).
-    pub image: Vec<f32>,
+    pub image: Recycled<f32>,
     /// (B, patch...); 0 beyond the image and outside the body, -1 where the label is not known.
-    pub label: Vec<i16>,
+    pub label: Recycled<i16>,
     /// The shape of `image`.
     pub shape: Vec<usize>,
     /// The case of each patch.
     pub ids: Vec<String>,
+}
+
+/// Draws batches, one in the memory of another that was dropped.
+pub struct Sampler {
+    cases: Arc<Vec<TrainingCase>>,
+    settings: PatchSettings,
+    memory: Memory,
+}
+
+#[derive(Default)]
+struct Memory {
+    images: Pool<f32>,
+    labels: Pool<i16>,
+}
+
+impl Sampler {
+    /// From cases that fit the settings.
+    pub fn new(cases: Arc<Vec<TrainingCase>>, settings: PatchSettings) -> Result<Self> {
+        settings.validate(&cases)?;
+        Ok(Self {
+            cases,
+            settings,
+            memory: Memory::default(),
+        })
+    }
+
+    /// Draws batch number `index`, as [`draw_batch`] does.
+    pub fn draw(&self, index: u64) -> Batch {
+        draw_in(&self.cases, &self.settings, index, &self.memory)
+    }
 }
 
 /// Draws batch number `index`. The result depends on nothing but the arguments: neither on threads nor on other batches.
@@ -201,9 +233,13 @@ pub struct Batch {
 /// # Panics
 /// When [`PatchSettings::validate`] would have failed.
 pub fn draw_batch(cases: &[TrainingCase], settings: &PatchSettings, index: u64) -> Batch {
+    draw_in(cases, settings, index, &Memory::default())
+}
+
+fn draw_in(cases: &[TrainingCase], settings: &PatchSettings, index: u64, memory: &Memory) -> Batch {
     match *settings.training_patch.as_slice() {
-        [h, w] => draw(cases, settings, index, [h, w]),
-        [d, h, w] => draw(cases, settings, index, [d, h, w]),
+        [h, w] => draw(cases, settings, index, [h, w], memory),
+        [d, h, w] => draw(cases, settings, index, [d, h, w], memory),
         _ => panic!(
             "training_patch has {} axes, validate() allows two or three",
             settings.training_patch.len()
@@ -216,13 +252,15 @@ fn draw<const D: usize>(
     settings: &PatchSettings,
     index: u64,
     patch: [usize; D],
+    memory: &Memory,
 ) -> Batch {
     let voxels: usize = patch.iter().product();
     let channels = cases[0].shape[0];
     let mut shape = vec![settings.batch_size, channels];
     shape.extend(patch);
-    let mut image = vec![0f32; settings.batch_size * channels * voxels];
-    let mut label = vec![0i16; settings.batch_size * voxels];
+    // every value is written below
+    let mut image = memory.images.take(settings.batch_size * channels * voxels);
+    let mut label = memory.labels.take(settings.batch_size * voxels);
     let mut ids = Vec::with_capacity(settings.batch_size);
     for (sample, (image, label)) in image
         .chunks_exact_mut(channels * voxels)
