@@ -3,7 +3,7 @@
 
 use crate::augment::elementary::{between, larger, ln, power, sin_cos_of_turn, smaller};
 use crate::augment::filter::{blur, coarsen};
-use crate::augment::spatial::{around_one, turns_in_plane};
+use crate::augment::spatial::turns_in_plane;
 use crate::augment::wide::wide;
 use crate::augment::Augmentation;
 use crate::random::Random;
@@ -76,6 +76,16 @@ pub(crate) fn change(
                 );
             }
         }
+    }
+}
+
+/// A factor that is below 1 as often as above, if the range has both.
+fn around_one([low, high]: [f64; 2], random: &mut Random) -> f64 {
+    let below = random.chance(0.5);
+    match (low < 1.0, high > 1.0) {
+        (true, true) if below => random.within([low, 1.0]),
+        (true, true) => random.within([1.0, high]),
+        _ => random.within([low, high]),
     }
 }
 

@@ -155,6 +155,8 @@ struct Row<const D: usize> {
     within: Range<usize>,
     /// Columns at least one of whose corners does.
     touching: Range<usize>,
+    /// Whether the row is one of the image's rows, or lies between such, so that only the place along the last axis changes.
+    straight: bool,
     /// The first corner of each column within.
     at: Vec<u32>,
     /// How far it lies towards the upper corners.
@@ -173,6 +175,8 @@ struct Border<const D: usize> {
 #[derive(Default)]
 struct Corners {
     values: [Vec<[f32; 2]>; 4],
+    /// Between the image's rows.
+    line: Vec<f32>,
     /// Two labels in one number, the lower corner's in its lower half.
     labels: [Vec<u32>; 4],
     different: Vec<u32>,
@@ -196,6 +200,7 @@ impl<const D: usize> Row<D> {
             pairs,
             within: 0..0,
             touching: 0..0,
+            straight: false,
             at: Vec::new(),
             fraction: std::array::from_fn(|_| Vec::new()),
             border: Vec::new(),
@@ -212,6 +217,7 @@ impl<const D: usize> Row<D> {
         if self.within.is_empty() || large {
             self.within = self.touching.start..self.touching.start;
         }
+        self.straight = step[..D - 1].iter().all(|&s| s == 0.0);
         let count = self.within.len();
         self.at.resize(count, 0);
         for (axis, fraction) in self.fraction.iter_mut().enumerate() {
@@ -263,6 +269,20 @@ impl<const D: usize> Row<D> {
         for border in &self.border {
             let value = |corner: usize| border.at[corner].map_or(OUTSIDE.0, |i| channel[i]);
             out[border.column] = blend_one(value, &border.fraction);
+        }
+        let (Some(&first), Some(&last)) = (self.at.first(), self.at.last()) else {
+            return;
+        };
+        if self.straight {
+            // the rows around are blended first, and the columns taken from what that gives
+            let begin = first.min(last);
+            let line = &mut corners.line;
+            line.resize((first.max(last) - begin) as usize + 2, 0.0);
+            let rows = self.pairs.map(|pair| &channel[begin as usize + pair..]);
+            let fraction = std::array::from_fn(|a| self.fraction[a][0]);
+            blend_rows::<D>(&rows, &fraction, line);
+            let along = &self.fraction[D - 1];
+            return take(line, &self.at, begin, along, &mut out[self.within.clone()]);
         }
         for pair in 0..Self::PAIRS {
             let found = &mut corners.values[pair];
@@ -380,6 +400,23 @@ wide! {
     fn collect_values(at: &[u32], from: &[f32], found: &mut [[f32; 2]]) {
         for (to, &at) in found.iter_mut().zip(at) {
             *to = two(from, at);
+        }
+    }
+
+    /// Blends the rows that pairs begin with; the fraction along the last axis does not count.
+    fn blend_rows<const D: usize>(rows: &[&[f32]; 4], fraction: &[f32; D], line: &mut [f32]) {
+        let n = line.len();
+        let rows: [&[f32]; 4] = std::array::from_fn(|p| &rows[p % (1 << (D - 1))][..n]);
+        for i in 0..n {
+            line[i] = halve(|pair| [rows[pair][i]; 2], *fraction);
+        }
+    }
+
+    /// Takes columns from a line that begins at the place `begin`.
+    fn take(line: &[f32], at: &[u32], begin: u32, fraction: &[f32], out: &mut [f32]) {
+        for ((to, &at), &f) in out.iter_mut().zip(at).zip(fraction) {
+            let [low, high] = two(line, at.wrapping_sub(begin));
+            *to = low + f * (high - low);
         }
     }
 
@@ -602,8 +639,10 @@ mod tests {
                 label: &label,
             };
             let mut augment = Augmentation::none();
-            (augment.rotation.probability, augment.scaling.probability) = (1.0, 1.0);
+            augment.scaling.probability = 1.0;
             for number in 0..12 {
+                // every other one is scaled only
+                augment.rotation.probability = (number % 2) as f64;
                 let mut random = Random::new(4, 0, number);
                 let matrix = draw_matrix(&augment, &patch, &mut random).unwrap();
                 let matrix = mirrored(matrix, std::array::from_fn(|_| random.chance(0.5)));

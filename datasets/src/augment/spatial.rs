@@ -73,7 +73,7 @@ pub(crate) fn draw_matrix<const D: usize>(
         }
     }
     if scale {
-        let factor = around_one(augment.scaling.range, random);
+        let factor = random.within(augment.scaling.range);
         for (axis, row) in matrix.iter_mut().enumerate() {
             if !(in_plane && axis == 0) {
                 row.iter_mut().for_each(|v| *v *= factor);
@@ -102,16 +102,6 @@ pub(crate) fn mirrored<const D: usize>(mut matrix: Matrix<D>, flips: [bool; D]) 
         }
     }
     matrix
-}
-
-/// A factor that is below 1 as often as above, if the range has both.
-pub(crate) fn around_one([low, high]: [f64; 2], random: &mut Random) -> f64 {
-    let below = random.chance(0.5);
-    match (low < 1.0, high > 1.0) {
-        (true, true) if below => random.within([low, 1.0]),
-        (true, true) => random.within([1.0, high]),
-        _ => random.within([low, high]),
-    }
 }
 
 pub(crate) fn identity<const D: usize>() -> Matrix<D> {
