@@ -166,6 +166,15 @@ pub fn prepare(threads: Option<u32>, printer: &Printer) {
     }
 }
 
+/// Ends the process without the destructors of libtorch, which crash while other threads still use it.
+fn end_at_once() -> ! {
+    // SAFETY: `_exit` takes nothing, touches nothing of this process and does not return.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::_exit(i32::from(crate::cli::exit::INTERRUPTED))
+    }
+}
+
 /// Set by Ctrl-C or a termination signal; the work looks at it between steps.
 #[derive(Debug, Clone)]
 pub struct StopFlag(Arc<AtomicBool>);
@@ -178,7 +187,7 @@ impl StopFlag {
         let printer = printer.clone();
         ctrlc::set_handler(move || {
             if seen.0.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(crate::cli::exit::INTERRUPTED));
+                end_at_once();
             }
             printer.message(&format!(
                 "\nstopping after this {what}; once more to stop at once"

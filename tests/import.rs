@@ -253,6 +253,20 @@ fn a_broken_fold_is_named_and_the_rest_is_done() {
 }
 
 #[test]
+fn an_imported_run_is_not_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = two_folds(dir.path());
+    let runs = dir.path().join("runs");
+    run(&["weights", "import", text(&folder), "-o", text(&runs)]).expect_success();
+    let made = runs.join("nnUNetTrainer_5epochs__nnUNetPlans__2d/fold_0");
+    let dataset = tests().join("golden_pipeline/nnUNet_raw/Dataset722_SynthRGB");
+    let before = names(&made);
+    run(&["train", text(&dataset), "--out", text(&made), "--resume"])
+        .expect_failure(2, &["was imported", "--pretrained", "checkpoint_final"]);
+    assert_eq!(names(&made), before);
+}
+
+#[test]
 fn what_does_not_belong_together_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let folder = two_folds(dir.path());

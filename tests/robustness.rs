@@ -393,3 +393,35 @@ fn full_disk() {
         before
     );
 }
+
+/// What a killed program left half-written goes when the next one begins, in every folder that is written to.
+#[test]
+fn leftovers_of_killed_programs_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, out) = trained(dir.path());
+    let (preprocessed, pred) = (dir.path().join("preprocessed"), dir.path().join("pred"));
+    let plan = ["plan", arg(&dataset), "--out", arg(&preprocessed)];
+    run(&plan).expect_success();
+    fs::create_dir(&pred).unwrap();
+    let mut entries = fs::read_dir(&preprocessed)
+        .unwrap()
+        .map(|e| e.unwrap().path());
+    let cases = entries.find(|p| p.is_dir()).unwrap();
+    let left = [&preprocessed, &cases, &pred, &out].map(|folder| folder.join(".writing-Ab3"));
+    for file in &left {
+        fs::write(file, b"half").unwrap();
+    }
+    run(&plan).expect_success();
+    run(&[
+        "predict",
+        "--run",
+        arg(&out),
+        "-i",
+        arg(&dataset.join("imagesTs")),
+        "-o",
+        arg(&pred),
+    ])
+    .expect_success();
+    run(&["train", arg(&dataset), "--out", arg(&out), "--resume"]).expect_success();
+    assert!(left.iter().all(|file| !file.exists()), "{left:?}");
+}

@@ -295,6 +295,62 @@ fn ctrl_c_and_resume_give_bitwise_the_same_weights() {
     interrupted_equals_uninterrupted("-INT", "umamba_bot_tiny_2d", "32x32");
 }
 
+/// The destructors of libtorch, run while its threads compute, ended this in a segmentation fault.
+#[test]
+fn a_second_ctrl_c_ends_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = util::png_dataset(dir.path(), 4);
+    let out = dir.path().join("run");
+    let mut args = vec!["train", arg(&dataset), "--out", arg(&out), "--fold", "all"];
+    // steps so long that the first signal is not obeyed before the second comes
+    let long = "--model umamba_bot_small_2d --epochs 9 --batch-size 24 --patch-size 192x192";
+    args.extend(long.split(' '));
+    let mut child = program(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let patience = Instant::now();
+    while !out.join("config.json").exists() {
+        assert!(patience.elapsed() < Duration::from_secs(120));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // into the first steps
+    std::thread::sleep(Duration::from_millis(1500));
+    for _ in 0..2 {
+        let killed = std::process::Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(killed.success());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let output: Outcome = child.wait_with_output_of().into();
+    assert_eq!(output.code, Some(130), "{}", output.stderr);
+    let said = (
+        output.stderr.contains("once more"),
+        output.stderr.contains("--resume"),
+    );
+    assert_eq!(said, (true, false), "{}", output.stderr);
+}
+
+#[test]
+fn a_run_in_a_relative_folder_leaves_no_preprocessed_cases() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = util::png_dataset(dir.path(), 10);
+    let mut args = vec!["train", arg(&dataset), "--out", "run", "--no-validation"];
+    args.extend(util::QUICK.iter().chain(&util::FEW_STEPS));
+    let outcome: Outcome = program(&args)
+        .current_dir(dir.path())
+        .output()
+        .unwrap()
+        .into();
+    let outcome = outcome.expect_success();
+    assert!(!outcome.stderr.contains("warning"), "{}", outcome.stderr);
+    assert!(!dir.path().join("run/preprocessed").exists());
+    assert!(dir.path().join("run/splits_final.json").is_file());
+}
+
 #[test]
 fn kill_and_resume_give_bitwise_the_same_weights_with_drop_path() {
     interrupted_equals_uninterrupted("-KILL", "mamba_unet_tiny", "32x32");

@@ -5,10 +5,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::io::sweep;
 use crate::parallel::for_each_in_order;
 use crate::preprocess::{prepare_case, PreparedCase};
 use crate::sampler::TrainingCase;
@@ -60,7 +62,7 @@ impl Cache {
     }
 
     /// Preprocesses the training cases that are not there or not up to date, on `threads` threads with one case in memory each. Every broken
-    /// case is named in the error, after the others are done.
+    /// case is named in the error, after the others are done. A disk that cannot be written to ends the work.
     pub fn fill(
         &self,
         dataset: &Dataset,
@@ -71,21 +73,37 @@ impl Cache {
         progress: &(dyn Fn(&str) + Sync),
     ) -> Result<Made> {
         std::fs::create_dir_all(&self.folder).map_err(|e| DataError::writing(&self.folder, e))?;
+        sweep(&self.folder)?;
         let mut made = Made::default();
         let mut failures = Vec::new();
+        let (unwritable, mut why) = (AtomicBool::new(false), None);
         for_each_in_order(
             ids,
             threads,
-            |id| self.update(dataset, id, plan, configuration),
+            |id| {
+                if unwritable.load(Ordering::Relaxed) {
+                    return None;
+                }
+                let outcome = self.update(dataset, id, plan, configuration);
+                if outcome.as_ref().is_err_and(DataError::cannot_write) {
+                    unwritable.store(true, Ordering::Relaxed);
+                }
+                Some(outcome)
+            },
             |id, outcome| {
                 match outcome {
-                    Ok(true) => made.made += 1,
-                    Ok(false) => made.kept += 1,
-                    Err(error) => failures.push(error),
+                    None => return,
+                    Some(Ok(true)) => made.made += 1,
+                    Some(Ok(false)) => made.kept += 1,
+                    Some(Err(error)) if error.cannot_write() => {
+                        why.get_or_insert(error);
+                    }
+                    Some(Err(error)) => failures.push(error),
                 }
                 progress(id);
             },
         );
+        why.map_or(Ok(()), Err)?;
         DataError::all(failures)?;
         Ok(made)
     }

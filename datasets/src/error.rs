@@ -232,6 +232,17 @@ impl DataError {
         }
     }
 
+    /// Whether the disk is full or may not be written to, which no other case changes.
+    pub fn cannot_write(&self) -> bool {
+        matches!(
+            self,
+            Self::Io {
+                action: "write",
+                ..
+            }
+        )
+    }
+
     /// The problem may quote the file: what a terminal would not print as one line is replaced, and it ends before it fills a page.
     pub(crate) fn damaged(path: &Path, format: &'static str, problem: impl ToString) -> Self {
         const LONGEST: usize = 600;

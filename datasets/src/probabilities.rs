@@ -1,8 +1,10 @@
 //! Class probabilities on the grid of a file: an array (C, Z, Y, X) of float32 that may be larger than memory, and nnU-Net's form of it, an `.npz`
 //! with `probabilities`.
 
+use std::cell::RefCell;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use ndarray::{Array4, ArrayView4, ArrayViewMut4, Ix4, OwnedRepr};
 use ndarray_npy::NpzReader;
@@ -111,7 +113,11 @@ pub fn write(path: &Path, probabilities: &Probabilities) -> Result<()> {
         let values = probabilities.values();
         let large = size_of_val(values) as u64 > LARGE;
         let options = FileOptions::default().large_file(large);
-        let mut archive = zip::ZipWriter::new(tempfile::tempfile_in(folder)?);
+        let trouble = Rc::new(RefCell::new(None));
+        let mut archive = zip::ZipWriter::new(Patient {
+            file: tempfile::tempfile_in(folder)?,
+            trouble: trouble.clone(),
+        });
         archive.start_file(format!("{KEY}.npy"), options)?;
         archive.write_all(&header(probabilities.shape))?;
         // little-endian whatever the machine
@@ -120,13 +126,43 @@ pub fn write(path: &Path, probabilities: &Probabilities) -> Result<()> {
             bytes.clear();
             bytes.extend(part.iter().flat_map(|v| v.to_le_bytes()));
             archive.write_all(&bytes)?;
+            trouble.take().map_or(Ok(()), Err)?;
         }
-        let mut file = archive.finish()?;
+        let Patient { mut file, .. } = archive.finish()?;
+        trouble.take().map_or(Ok(()), Err)?;
         file.seek(SeekFrom::Start(0))?;
         Ok(file)
     };
     let mut packed = pack().map_err(failed)?;
     atomically(path, |out| std::io::copy(&mut packed, out).map(|_| ()))
+}
+
+/// A file that takes everything and keeps its first trouble for later: the archive's writer, which finishes its archive when it is dropped,
+/// would print one.
+struct Patient {
+    file: std::fs::File,
+    trouble: Rc<RefCell<Option<std::io::Error>>>,
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.trouble.borrow().is_none() {
+            if let Err(error) = self.file.write_all(bytes) {
+                self.trouble.replace(Some(error));
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Patient {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.file.seek(to)
+    }
 }
 
 /// The head of an `.npy` file, version 1.0: padded with spaces so that the values begin at a multiple of 64.

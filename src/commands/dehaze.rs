@@ -16,6 +16,7 @@ use crate::dehaze::clearing::Clearing;
 use crate::dehaze::dark_channel;
 use crate::dehaze::network::Dehazer;
 use crate::engine::run_folder::write_atomic;
+use crate::inference::pipeline::check_writable;
 use crate::metrics::restoration::{haze_density, psnr, ssim, Channels, Window};
 use crate::photo::{self, Format, Photo};
 use crate::report::html::{self, Entry, Score};
@@ -396,14 +397,7 @@ fn writable(args: &DehazeArgs, jobs: &[Job]) -> Result<()> {
     let folder = folder
         .filter(|f| !f.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make the output folder {}", folder.display()))?;
-    tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempfile_in(folder)
-        .map_err(|e| anyhow::anyhow!("{}", e.kind()))
-        .with_context(|| format!("cannot write to the output folder {}", folder.display()))?;
-    Ok(())
+    check_writable(folder)
 }
 
 fn method(args: &DehazeArgs, global: &Global) -> Result<Method> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 use vision_mamba_datasets::cache::Cache;
+use vision_mamba_datasets::io::sweep;
 use vision_mamba_datasets::planner::{plan, Request};
 use vision_mamba_datasets::split::{self, Folds, Source};
 use vision_mamba_datasets::{Configuration, DataError, Dataset, Fingerprint, Plan, Planner};
@@ -79,6 +80,7 @@ pub fn run(args: &PlanArgs, global: &Global, printer: &Printer) -> Result<()> {
         );
         match filled.map_err(|e| e.downcast::<DataError>()) {
             Ok(_) => {}
+            Err(Ok(error)) if error.cannot_write() => return Err(error.into()),
             Err(Ok(error)) => broken.add(error),
             Err(Err(other)) => return Err(other),
         }
@@ -282,14 +284,15 @@ pub fn threads(global: &Global) -> usize {
     )
 }
 
-/// Makes the folder of preprocessed data.
+/// Makes the folder of preprocessed data, or clears it of what a killed run left half-written.
 pub fn make_folder(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| {
         format!(
             "cannot make {}; choose a folder that can be written to with --out",
             folder.display()
         )
-    })
+    })?;
+    Ok(sweep(folder)?)
 }
 
 /// The decisions, one line a configuration.

@@ -151,7 +151,10 @@ fn segmentation(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<
 
 /// Where a run keeps its preprocessed cases when the data set has none.
 fn own_folder(folder: &RunFolder) -> PathBuf {
-    folder.root().join("preprocessed")
+    let root = folder.root();
+    // as config.json has it, wherever the program was started
+    let root = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
+    root.join("preprocessed")
 }
 
 /// The plan, and where its preprocessed cases are or are to be: those that `plan` made, or the run's own.
@@ -180,8 +183,7 @@ fn find_plan(
     }
     let fingerprint = super::plan::fingerprint(dataset, super::plan::threads(global), printer)?;
     let plan = super::plan::from_fingerprint(dataset, &fingerprint, Planner::Default, None, None);
-    let own = std::fs::canonicalize(folder.root())?.join("preprocessed");
-    Ok((plan, own))
+    Ok((plan, own_folder(folder)))
 }
 
 /// Takes over what fits of a checkpoint; one of which next to nothing fits is another network's.
@@ -220,6 +222,14 @@ fn reopen(args: &TrainArgs) -> Result<(RunFolder, RunConfig, Plan)> {
         return Err(Misuse::error(format!(
             "--resume goes on with '{}', not with --model {model}; choose another --out for a new run",
             config.preset
+        )));
+    }
+    if args.resume && config.training_ids.is_empty() {
+        return Err(Misuse::error(format!(
+            "{} was imported: it knows neither its training cases nor the state of its optimizer, and cannot be resumed; begin a new run \
+             with its weights by --pretrained {}",
+            args.out.display(),
+            folder.pick_checkpoint(None)?.display()
         )));
     }
     let plan = Plan::read(&folder.plans())?;

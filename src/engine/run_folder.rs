@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use vision_mamba_datasets::atomically;
+use vision_mamba_datasets::io::sweep;
 use vision_mamba_models::NetworkSpec;
 
 use super::task::Scores;
@@ -90,16 +91,7 @@ impl RunFolder {
     /// Removes what a killed run left half-written.
     pub fn sweep(&self) -> Result<()> {
         for folder in [self.root.clone(), self.validation()] {
-            let Ok(entries) = fs::read_dir(&folder) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                if entry.file_name().to_string_lossy().starts_with(".writing-") {
-                    let path = entry.path();
-                    fs::remove_file(&path)
-                        .with_context(|| format!("cannot remove {}", path.display()))?;
-                }
-            }
+            sweep(&folder)?;
         }
         Ok(())
     }

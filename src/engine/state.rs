@@ -56,8 +56,7 @@ pub fn save(
         .chain(average.map(Average::state).unwrap_or_default())
         .collect();
     let metadata = BTreeMap::from([(PROGRESS_KEY.to_string(), serde_json::to_string(progress)?)]);
-    save_tensors(path, &tensors, &metadata)
-        .with_context(|| format!("cannot write {}", path.display()))
+    save_tensors(path, &tensors, &metadata).context("cannot write the state of training")
 }
 
 /// Reads the state into the network, the optimiser and the average.

@@ -247,7 +247,7 @@ impl<T: Task> Trainer<'_, T> {
             ("step".to_string(), step.to_string()),
         ]);
         weights::save_safetensors(&path, &self.built.params, &metadata)
-            .with_context(|| format!("cannot write {}", path.display()))
+            .context("cannot write a checkpoint")
     }
 
     fn plot(&self, log: &[EpochLog<T::Scores>]) -> Result<()> {

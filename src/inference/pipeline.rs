@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 
 use anyhow::{anyhow, Context, Result};
+use vision_mamba_datasets::io::{sweep, try_to_write};
 use vision_mamba_datasets::{
     load_channels, probabilities, write_labels, DataError, InputCase, Restored, Restoring,
 };
@@ -223,26 +224,20 @@ fn write(work: &Work, restored: Restored, post: &Postprocessing) -> Result<()> {
 
 /// Whether an error says that the disk is full or may not be written to.
 fn cannot_write(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref::<DataError>(),
-        Some(DataError::Io {
-            action: "write",
-            ..
-        })
-    )
+    error
+        .downcast_ref::<DataError>()
+        .is_some_and(DataError::cannot_write)
 }
 
-/// Fails where files cannot be written to a folder, before any work is done for them.
+/// Fails where files cannot be written to a folder, before any work is done for them. What killed runs left half-written there goes.
 pub fn check_writable(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the output folder {}", folder.display()))?;
-    let probe = folder.join(format!(".writing-{}", std::process::id()));
-    std::fs::write(&probe, b"x")
-        .and_then(|()| std::fs::remove_file(&probe))
-        .with_context(|| {
-            format!(
-                "cannot write to the output folder {}; check that you may write to it and that the disk has space left",
-                folder.display()
-            )
-        })
+    sweep(folder)?;
+    try_to_write(folder).with_context(|| {
+        format!(
+            "cannot write to the output folder {}; check that you may write to it and that the disk has space left",
+            folder.display()
+        )
+    })
 }

@@ -315,7 +315,9 @@ impl ElementDistances {
     /// Part of both surfaces' area within a tolerance of the other: normalised surface Dice. 0 if one mask is empty, none if both are.
     pub fn nsd(&self, tolerance: f64) -> Option<f64> {
         let area = |v: &[(f64, f64)], most: f64| -> f64 {
-            v.iter().filter(|e| e.0 <= most).map(|e| e.1).sum()
+            // from 0, for the sum of nothing is -0
+            let within = v.iter().filter(|e| e.0 <= most);
+            within.fold(0.0, |sum, e| sum + e.1)
         };
         let both = |most| area(&self.from_reference, most) + area(&self.from_prediction, most);
         let all = both(f64::INFINITY);
@@ -358,5 +360,20 @@ pub fn percentile(mut values: Vec<f64>, percent: f64) -> f64 {
     match values.get(below + 1) {
         Some(above) if share > 0.0 => values[below] + (above - values[below]) * share,
         _ => values[below],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array3;
+
+    use super::*;
+
+    #[test]
+    fn far_surfaces_have_an_nsd_of_zero_that_is_not_negative() {
+        let mask = |at: usize| Array3::from_shape_fn((1, 1, 20), |(_, _, x)| x == at);
+        let (a, b) = (mask(1), mask(15));
+        let found = element_distances(a.view(), b.view(), [1.0; 3], false).nsd(1.0);
+        assert_eq!(found.map(|v| v.to_string()), Some("0".to_owned()));
     }
 }

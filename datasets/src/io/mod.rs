@@ -1,6 +1,7 @@
 //! Reading and writing image files, one module a format, chosen by the file's ending.
 
 mod arrays;
+mod atomic;
 mod detached;
 mod dicom;
 mod element;
@@ -15,10 +16,10 @@ mod source;
 mod stored;
 mod tiff;
 
-use std::io::Write;
 use std::path::Path;
 
 use crate::{DataError, Geometry, Image, LabelMap, Result};
+pub use atomic::{atomically, sweep, try_to_write};
 pub use natural::{jpeg_is_cut, write_picture};
 use pixels::Pixels;
 use stored::{NoLabels, Stored};
@@ -302,45 +303,4 @@ fn write_checked(path: &Path, write: Writer, pixels: &Pixels, geometry: &Geometr
         });
     }
     write(path, pixels, geometry)
-}
-
-/// Writes a file through a temporary one in the same folder, which takes the file's name once it is whole and on the disk. When anything
-/// fails, an earlier file of that name stays as it was and the temporary is removed.
-pub fn atomically(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> Result<()> {
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let attempt = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".writing-");
-        #[cfg(unix)]
-        {
-            // The usual permissions (less the umask) in place of a temporary's private ones.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder
-            .tempfile_in(folder)
-            .map_err(without_temporary_name)?;
-        {
-            let mut buffered = std::io::BufWriter::new(file.as_file_mut());
-            write(&mut buffered)?;
-            buffered.flush()?;
-        }
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    attempt().map_err(|e| DataError::writing(path, e))
-}
-
-/// `tempfile` adds the name of its file to an error, which says nothing to the reader.
-fn without_temporary_name(error: std::io::Error) -> std::io::Error {
-    let text = error.to_string();
-    let (message, _) = text.split_once(" at path ").unwrap_or((&text, ""));
-    std::io::Error::new(error.kind(), message)
 }

@@ -47,6 +47,8 @@ pub fn save_tensors(
         .prefix(".writing-")
         .tempfile_in(folder)
         .map_err(io)?;
+    // as all files that are being written: what is not locked is swept away
+    let _ = temporary.as_file().lock();
     write_sorted(temporary.as_file(), tensors, metadata).map_err(io)?;
     make_readable(temporary.as_file()).map_err(io)?;
     temporary.as_file().sync_all().map_err(io)?;
