@@ -145,6 +145,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Predict(args) => commands::predict::run(&args, &global, printer),
         Command::FindBest(args) => commands::find_best::run(&args, &global, printer),
         Command::Dehaze(args) => commands::dehaze::run(&args, &global, printer),
+        Command::Benchmark(args) => commands::benchmark::run(&args, &global, printer),
         Command::Export(args) => commands::export::run(&args, &global, printer),
         Command::Evaluate(EvaluateCommand::Segmentation(args)) => {
             commands::evaluate::segmentation(&args, &global, printer)

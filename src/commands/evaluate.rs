@@ -490,7 +490,8 @@ pub fn overlay_of(
     Ok(picture)
 }
 
-fn plane<T>(array: ArrayD<T>) -> Result<Array2<T>> {
+/// A plane of an array of two axes.
+pub fn plane<T>(array: ArrayD<T>) -> Result<Array2<T>> {
     let shape = array.shape().to_vec();
     array
         .into_dimensionality::<Ix2>()

@@ -1,5 +1,6 @@
 //! One file a command: settings in, work done, result printed.
 
+pub mod benchmark;
 pub mod catalog;
 pub mod datasets;
 pub mod dehaze;

@@ -3,6 +3,7 @@
 //! Everything here takes plain arrays and gives an [`image::RgbImage`] or a text; [`save_png`] is the only function that touches a file. Text is
 //! drawn with a font compiled into the binary, so the pictures are the same on every machine.
 
+pub mod benchmark;
 pub mod html;
 pub mod overlay;
 mod palette;

@@ -122,7 +122,7 @@ impl Verification {
 }
 
 /// What differs from a complete download.
-fn compared(dataset: &Dataset, entry: &Entry) -> Vec<Problem> {
+pub fn compared(dataset: &Dataset, entry: &Entry) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut other = |what: &str, found: String, expected: String| {
         if found != expected {
