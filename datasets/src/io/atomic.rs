@@ -55,7 +55,7 @@ fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
 /// Writes a byte into a folder and takes it away again. The error says why none can be written.
 pub fn try_to_write(folder: &Path) -> std::io::Result<()> {
     let mut file = temporary(folder)?;
-    file.write_all(b"x")?;
+    file.as_file_mut().write_all(b"x")?;
     file.as_file().sync_all()
 }
 

@@ -3,7 +3,7 @@
 //! Source: NEP 1, the format's description. The header is parsed here: the crate for it builds a tree of whatever literal stands there, as
 //! deep as the file likes, and asks for as much memory as the shape says.
 
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use ndarray::{ArrayD, IxDyn, ShapeBuilder};
@@ -157,7 +157,9 @@ fn open(path: &Path, names: &[&str]) -> Result<(Numbers, Vec<usize>)> {
     {
         return array(&mut source.reader, length).map_err(damaged);
     }
-    let mut archive = ZipArchive::new(source.reader).map_err(|e| damaged(e.to_string()))?;
+    // Out of memory: the end of the archive is looked for byte by byte from behind, which in a file is two system calls each.
+    let bytes = Cursor::new(source.rest().map_err(damaged)?);
+    let mut archive = ZipArchive::new(bytes).map_err(|e| damaged(e.to_string()))?;
     let member = names
         .iter()
         .map(|n| format!("{n}.npy"))
