@@ -387,13 +387,12 @@ fn blend_one<const D: usize>(value: impl Fn(usize) -> f32, fraction: &[f32; D]) 
 wide! {
     /// Adds to `at`, or with `first` begins it with, what columns' positions along an axis contribute, and keeps the fractions.
     fn place(at: &mut [u32], fraction: &mut [f32], first: bool, origin: f32, step: f32, start: usize, stride: u32) {
-        let mut column = start as i32;
-        for (at, fraction) in at.iter_mut().zip(fraction) {
+        let columns = start as i32..;
+        for ((at, fraction), column) in at.iter_mut().zip(fraction).zip(columns) {
             let (low, rest) = whole_and_rest(origin + step * column as f32);
             *fraction = rest;
             let before = if first { 0 } else { *at };
             *at = before.wrapping_add(low.wrapping_mul(stride));
-            column += 1;
         }
     }
 
