@@ -743,7 +743,7 @@ pub struct DehazeArgs {
     #[arg(long, value_name = "X", default_value_t = 0.1)]
     pub dcp_t0: f32,
     /// dcp: radius of the guided filter
-    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub dcp_radius: u32,
     /// dcp: regularisation of the guided filter, for values in [0, 1]
     #[arg(long, value_name = "X", default_value_t = 1e-3)]
