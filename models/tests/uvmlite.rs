@@ -5,7 +5,7 @@
 use tch::{no_grad, Device, Kind, Tensor};
 use vision_mamba_models::{build, outline, preset, Built, ModelError};
 
-const HEADS: [&str; 4] = ["residual", "scattering", "local_scattering", "curve"];
+const HEADS: [&str; 3] = ["residual", "scattering", "curve"];
 
 fn tiny(overrides: &[(&str, &str)]) -> Built {
     tch::manual_seed(5);
@@ -91,13 +91,6 @@ fn formulas(x: &Tensor) {
     let t = 1.0 / (1.0 + 0.5f64.sinh());
     let hazy = x * t + air * (1.0 - t);
     assert!(apart(&run(&net, &hazy), x) < 1e-5);
-
-    // the same, asked for in each pixel: one map of gain, three of air light
-    let local = tiny(&[("head", "local_scattering")]);
-    let mut bias = vec![0.5; 4];
-    bias.extend([high; 12]);
-    set(&local, "head.bias", &bias);
-    assert!(apart(&run(&local, &hazy), x) < 1e-5);
 
     // however much the network asks for, the contrast grows 21 times at most (1 + sinh 3.7)
     set(&net, "head.bias", &[100.0; 4]);

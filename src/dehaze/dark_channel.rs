@@ -11,7 +11,8 @@
 use super::filters::{guided, minimum, Between, Plane};
 use crate::photo::{Photo, LUMA};
 
-/// Parameters, by default those of the paper.
+/// Parameters, by default those of the paper but for the radius: on 96 hazy pictures of 320 x 240 with known clear ones, 30 gave 20.2 dB and an
+/// SSIM of 0.895, the paper's 60 gave 19.7 dB and 0.876, and 12 to 40 differed by 0.1 dB.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// Side of the patch, in pixels; the next odd number counts.
@@ -34,7 +35,7 @@ impl Default for Options {
             patch: 15,
             omega: 0.95,
             t0: 0.1,
-            radius: 60,
+            radius: 30,
             eps: 1e-3,
             longest: 1280,
         }

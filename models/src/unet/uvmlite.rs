@@ -49,8 +49,6 @@ pub enum Head {
     /// pixel. The network gives arsinh g: as steep as g where there is no haze, as flat as its logarithm where there is much. (The logarithm
     /// itself, which was here first, loses its gradient where a picture is left alone, and training ended there.)
     Scattering,
-    /// The same with an air light of each pixel.
-    LocalScattering,
     /// Four times J <- J + a J (1 - J), starting with I, with a in (-1, 1) for each step, pixel and channel (the curves of Guo et al.,
     /// *Zero-Reference Deep Curve Estimation*, 2020).
     Curve,
@@ -122,7 +120,6 @@ impl UvmLiteConfig {
         match self.head {
             Head::Residual => self.output_channels,
             Head::Scattering => 1,
-            Head::LocalScattering => 1 + self.output_channels,
             Head::Curve => CURVE_STEPS * self.output_channels,
         }
     }
@@ -131,7 +128,7 @@ impl UvmLiteConfig {
     fn globals(&self) -> i64 {
         match self.head {
             Head::Scattering => self.output_channels,
-            Head::Residual | Head::LocalScattering | Head::Curve => 0,
+            Head::Residual | Head::Curve => 0,
         }
     }
 
@@ -313,11 +310,6 @@ impl UvmLite {
             Head::Scattering => {
                 let gain = maps.clamp(-MOST_GAIN, MOST_GAIN).sinh();
                 x + gain * (x - (globals + FIRST_AIR).sigmoid())
-            }
-            Head::LocalScattering => {
-                let gain = maps.narrow(1, 0, 1).clamp(-MOST_GAIN, MOST_GAIN).sinh();
-                let air = maps.narrow(1, 1, self.config.output_channels) + FIRST_AIR;
-                x + gain * (x - air.sigmoid())
             }
             Head::Curve => maps
                 .tanh()
