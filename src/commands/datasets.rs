@@ -38,7 +38,9 @@ pub fn verify(args: &DatasetsVerifyArgs, global: &Global, printer: &Printer) -> 
     let report = match (Verification::start(&args.dataset), pictures) {
         // pictures in pairs are asked for by name, or recognised where no label maps are
         (outcome, Some(pictures))
-            if entry.is_some() || (outcome.is_err() && pictures.has_pairs()) =>
+            if entry.is_some()
+                || pictures.speaks_of_haze(&args.dataset)
+                || (outcome.is_err() && pictures.has_pairs()) =>
         {
             let pictures = entry.into_iter().fold(pictures, Pictures::against);
             with_bar(printer, "verifying", pictures.cases(), |progress| {

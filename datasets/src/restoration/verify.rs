@@ -33,6 +33,16 @@ impl Verification {
         self.found.pairs.iter().any(|p| p.hazy.is_some())
     }
 
+    /// Whether a name below `root` says that its picture is hazy: the other words that pairs go by are used for images and masks too.
+    pub fn speaks_of_haze(&self, root: &Path) -> bool {
+        let mut hazy = self.found.pairs.iter().filter_map(|p| p.hazy.as_deref());
+        hazy.any(|path| {
+            let below = path.strip_prefix(root).unwrap_or(path);
+            let name = below.to_string_lossy().to_lowercase();
+            name.contains("haz") || name.contains("fog")
+        })
+    }
+
     /// Compares it with this entry of the catalogue.
     #[must_use]
     pub fn against(mut self, entry: &'static Entry) -> Self {
