@@ -373,11 +373,11 @@ pub enum AugmentChoice {
 
 /// The folders that pictures to restore come in.
 const PAIRS: &str = "With a network for restoration (uvmlite, uvmnet), DATASET is a folder of pictures:
-  hazy/0001_0.8_0.2.png, clear/0001.png          RESIDE (ITS, OTS, SOTS), also gt/, trans/, indoor/ and outdoor/
+  hazy/0001_0.8_0.2.png, clear/0001.png            RESIDE (ITS, OTS, SOTS), also gt/, trans/, indoor/ and outdoor/
   hazy/01_outdoor_hazy.jpg, GT/01_outdoor_GT.jpg   O-HAZE, I-HAZE, Dense-HAZE; 01_hazy.png and 01_GT.png in one folder: NH-HAZE
-  haze/1_0.68_1.87.png, gt/1.png                 Haze4K
-  hazy/NAME, clear/NAME                          equal names; input/ and target/, low/ and high/, rain/ and clean/ are known too
-  NAME alone                                     clear pictures, on which haze is drawn anew for every crop, with depth/NAME.png where it is there
+  haze/1_0.68_1.87.png, gt/1.png                   Haze4K
+  hazy/NAME, clear/NAME                            equal names; input/ and target/, low/ and high/, rain/ and clean/ are known too
+  NAME alone                                       clear pictures, on which haze is drawn anew for every crop, with depth/NAME.png where it is there
 Folders may lie beside each other; parts called train, val and test are kept apart.";
 
 /// Options of `train`.

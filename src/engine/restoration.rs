@@ -151,9 +151,9 @@ impl Task for Restoration<'_> {
                 ssims.push(Some(value));
             }
         }
-        found.loss = mean(losses.into_iter());
-        found.scores.psnr = mean(psnrs.into_iter());
-        found.scores.ssim = mean(ssims.into_iter());
+        found.loss = mean(losses);
+        found.scores.psnr = mean(psnrs);
+        found.scores.ssim = mean(ssims);
         found.choice = found.scores.psnr;
         Ok(found)
     }

@@ -30,17 +30,16 @@ pub struct ImageLoss {
 impl ImageLoss {
     /// Loss of pictures (B, C, H, W): a scalar.
     pub fn forward(&self, image: &Tensor, target: &Tensor) -> Tensor {
-        let mut loss = match self.pixel {
+        let pixels = match self.pixel {
             PixelLoss::Charbonnier => charbonnier(image, target),
             PixelLoss::L1 => l1(image, target),
         };
-        if self.frequency > 0.0 {
-            loss = loss + frequency(image, target) * self.frequency;
-        }
-        if self.ssim > 0.0 {
-            loss = loss + (1.0 - ssim(image, target)) * self.ssim;
-        }
-        loss
+        let terms = [
+            (self.frequency > 0.0).then(|| frequency(image, target) * self.frequency),
+            (self.ssim > 0.0).then(|| (1.0 - ssim(image, target)) * self.ssim),
+        ];
+        let terms = terms.into_iter().flatten();
+        terms.fold(pixels, |sum, term| sum + term)
     }
 }
 
