@@ -8,19 +8,28 @@ use std::fs;
 use std::path::Path;
 
 use ndarray::{ArrayD, IxDyn};
-use serde_json::Value;
-use util::{arg, run};
+use util::{arg, run, Outcome};
 use vision_mamba_datasets::{write_labels, Geometry, LabelMap};
 
-fn map(path: &Path, spacing: f64, shift: usize) {
+fn write(path: &Path, spacing: f64, data: ArrayD<i16>) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut geometry = Geometry::unit(3);
+    geometry.spacing = vec![spacing; 3];
+    write_labels(path, &LabelMap { data, geometry }).unwrap();
+}
+
+/// A box of label 1 below one of label 2.
+fn map(path: &Path, spacing: f64, shift: usize) {
     let data = ArrayD::from_shape_fn(IxDyn(&[4, 8, 8]), |at| {
         let inside = (2..6).contains(&at[1]) && (2 + shift..6 + shift).contains(&at[2]);
         i16::from(inside) * if at[0] < 2 { 1 } else { 2 }
     });
-    let mut geometry = Geometry::unit(3);
-    geometry.spacing = vec![spacing; 3];
-    write_labels(path, &LabelMap { data, geometry }).unwrap();
+    write(path, spacing, data);
+}
+
+fn evaluate(pred: &Path, reference: &Path, more: &[&str]) -> Outcome {
+    let folders = ["--pred", arg(pred), "--ref", arg(reference)];
+    run(&[&["evaluate", "segmentation"], &folders[..], more].concat())
 }
 
 #[test]
@@ -36,24 +45,10 @@ fn other_formats_pair_by_case_and_the_rest_is_named() {
     map(&pred.join("extra.mha"), 2.0, 0);
     fs::write(pred.join("broken.nii.gz"), b"no image").unwrap();
     let (json, csv) = (dir.path().join("out.json"), dir.path().join("out.csv"));
-    let outcome = run(&[
-        "evaluate",
-        "segmentation",
-        "--pred",
-        arg(&pred),
-        "--ref",
-        arg(&reference),
-        "--surface",
-        "--tolerance",
-        "1",
-        "--tolerance",
-        "2=2.5",
-        "--json",
-        arg(&json),
-        "--csv",
-        arg(&csv),
-    ])
-    .expect_failure(1, &["2 of 4"]);
+    let options = ["--surface", "--tolerance", "1", "--tolerance", "2=2.5"];
+    let files = ["--json", arg(&json), "--csv", arg(&csv)];
+    let outcome = evaluate(&pred, &reference, &[&options[..], &files].concat())
+        .expect_failure(1, &["2 of 4"]);
     for word in [
         "broken.nii.gz",
         "missing.nrrd",
@@ -62,7 +57,7 @@ fn other_formats_pair_by_case_and_the_rest_is_named() {
     ] {
         assert!(outcome.stderr.contains(word), "{word}: {}", outcome.stderr);
     }
-    let summary: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let summary = util::json(&json);
     let case = &summary["metric_per_case"][0]["metrics"];
     assert_eq!(case["1"]["Dice"], 0.75);
     assert_eq!(case["1"]["volume_difference_ml"], 0.0);
@@ -80,16 +75,7 @@ fn other_formats_pair_by_case_and_the_rest_is_named() {
     assert!(rows.contains("\na.nrrd,label 1,1,0.5,0.75,"), "{rows}");
     // and without the cases that lack
     fs::remove_file(pred.join("broken.nii.gz")).unwrap();
-    let outcome = run(&[
-        "evaluate",
-        "segmentation",
-        "--pred",
-        arg(&pred),
-        "--ref",
-        arg(&reference),
-        "--predicted-only",
-    ])
-    .expect_success();
+    let outcome = evaluate(&pred, &reference, &["--predicted-only"]).expect_success();
     assert!(outcome.stdout.contains("2 case(s)"), "{}", outcome.stdout);
 }
 
@@ -99,17 +85,9 @@ fn exchanged_folders_unknown_classes_and_unwritable_files() {
     let (pred, reference) = (dir.path().join("labelsTr"), dir.path().join("out"));
     map(&pred.join("a.nii.gz"), 1.0, 0);
     map(&reference.join("a.nii.gz"), 1.0, 1);
-    let base = [
-        "evaluate",
-        "segmentation",
-        "--pred",
-        arg(&pred),
-        "--ref",
-        arg(&reference),
-    ];
-    let told = run(&base).expect_success().stderr;
+    let with = |more: &[&str]| evaluate(&pred, &reference, more);
+    let told = with(&[]).expect_success().stderr;
     assert!(told.contains("exchanged"), "{told}");
-    let with = |more: &[&str]| run(&[&base[..], more].concat());
     with(&["--surface", "--tolerance", "spleen=2"]).expect_failure(2, &["spleen", "label 1"]);
     let outcome = with(&["--json", arg(&dir.path().join("no/such/folder.json"))])
         .expect_failure(1, &["folder.json"]);
@@ -124,22 +102,12 @@ fn exchanged_folders_unknown_classes_and_unwritable_files() {
 #[test]
 fn empty_masks_count_as_the_convention_says() {
     let dir = tempfile::tempdir().unwrap();
-    let write = |folder: &str, labels: [i16; 4]| {
-        let path = dir.path().join(folder).join("a.nii.gz");
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let data = ArrayD::from_shape_vec(IxDyn(&[1, 2, 2]), labels.to_vec()).unwrap();
-        write_labels(
-            &path,
-            &LabelMap {
-                data,
-                geometry: Geometry::unit(3),
-            },
-        )
-        .unwrap();
-    };
+    let (pred, reference) = (dir.path().join("pred"), dir.path().join("ref"));
     // 1 in both, 2 predicted only, 3 missed, 4 in neither
-    write("pred", [0, 1, 2, 0]);
-    write("ref", [0, 1, 0, 3]);
+    for (folder, labels) in [(&pred, [0, 1, 2, 0]), (&reference, [0, 1, 0, 3])] {
+        let data = ArrayD::from_shape_vec(IxDyn(&[1, 2, 2]), labels.to_vec()).unwrap();
+        write(&folder.join("a.nii.gz"), 1.0, data);
+    }
     fs::write(
         dir.path().join("dataset.json"),
         r#"{"channel_names": {"0": "T1"}, "labels": {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}, "numTraining": 1, "file_ending": ".nii.gz"}"#,
@@ -153,21 +121,9 @@ fn empty_masks_count_as_the_convention_says() {
         ("umamba", [Some(1.0), Some(0.0), Some(0.0), Some(1.0)]),
     ] {
         let json = dir.path().join("out.json");
-        let (pred, reference) = (dir.path().join("pred"), dir.path().join("ref"));
-        run(&[
-            "evaluate",
-            "segmentation",
-            "--pred",
-            arg(&pred),
-            "--ref",
-            arg(&reference),
-            "--convention",
-            convention,
-            "--json",
-            arg(&json),
-        ])
-        .expect_success();
-        let summary: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        let options = ["--convention", convention, "--json", arg(&json)];
+        evaluate(&pred, &reference, &options).expect_success();
+        let summary = util::json(&json);
         for (label, dice) in ["1", "2", "3", "4"].iter().zip(dice) {
             let found = summary["metric_per_case"][0]["metrics"][label]["Dice"].as_f64();
             assert_eq!(found, dice, "{convention} {label}");

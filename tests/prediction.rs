@@ -6,7 +6,7 @@
 mod util;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ndarray::{Array3, Array4, Axis};
 use serde_json::Value;
@@ -17,16 +17,12 @@ use vision_mamba_datasets::{
 };
 
 /// Runs of two folds in a folder.
-fn folds(root: &Path) -> (PathBuf, PathBuf) {
-    let dataset = util::png_dataset(root, 6);
-    let runs = root.join("runs");
+fn two_folds(dataset: &Path, runs: &Path, options: &[&str]) {
     for fold in ["0", "1"] {
         let out = runs.join(format!("fold_{fold}"));
-        let mut args = vec!["train", arg(&dataset), "--out", arg(&out), "--fold", fold];
-        args.extend(QUICK.iter().chain(&FEW_STEPS));
-        run(&args).expect_success();
+        let args = ["train", arg(dataset), "--out", arg(&out), "--fold", fold];
+        run(&[&args[..], options].concat()).expect_success();
     }
-    (dataset, runs)
 }
 
 fn predict(runs: &[&Path], input: &Path, output: &Path, more: &[&str]) -> Outcome {
@@ -50,7 +46,8 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn many_cases_ensembles_formats_and_the_best() {
     let dir = tempfile::tempdir().unwrap();
-    let (dataset, runs) = folds(dir.path());
+    let (dataset, runs) = (util::png_dataset(dir.path(), 6), dir.path().join("runs"));
+    two_folds(&dataset, &runs, &[&QUICK[..], &FEW_STEPS].concat());
     let (zero, one) = (runs.join("fold_0"), runs.join("fold_1"));
     let images = dataset.join("imagesTs");
     let out = |name: &str| dir.path().join(name);
@@ -147,9 +144,7 @@ fn best(dataset: &Path, runs: &Path, root: &Path) {
     let mut held_out = Vec::new();
     for fold in ["fold_0", "fold_1"] {
         let validation = runs.join(fold).join("validation");
-        let config: Value =
-            serde_json::from_str(&fs::read_to_string(runs.join(fold).join("config.json")).unwrap())
-                .unwrap();
+        let config = util::json(&runs.join(fold).join("config.json"));
         for id in config["validation_ids"].as_array().unwrap() {
             let id = id.as_str().unwrap();
             let mut label = read_labels(&dataset.join(format!("labelsTr/{id}.png"))).unwrap();
@@ -162,32 +157,15 @@ fn best(dataset: &Path, runs: &Path, root: &Path) {
         }
     }
     let other = root.join("enc");
-    for (fold, preset) in [("0", "umamba_enc_tiny_2d"), ("1", "umamba_enc_tiny_2d")] {
-        let out = other.join(format!("fold_{fold}"));
-        let mut args = vec!["train", arg(dataset), "--out", arg(&out), "--fold", fold];
-        args.extend(["--model", preset, "--epochs", "1", "--batch-size", "2"]);
-        args.extend([
-            "--validation-steps",
-            "1",
-            "--patch-size",
-            "32x32",
-            "--steps-per-epoch",
-            "1",
-        ]);
-        run(&args).expect_success();
-    }
+    let options = "--model umamba_enc_tiny_2d --epochs 1 --batch-size 2 --validation-steps 1 --patch-size 32x32 --steps-per-epoch 1";
+    two_folds(dataset, &other, &options.split(' ').collect::<Vec<_>>());
+    let find_best = |second: &Path, more: &[&str]| {
+        let runs = ["--run", arg(runs), "--run", arg(second), "--out", arg(root)];
+        run(&[&["find-best"], &runs[..], more].concat())
+    };
     let json = |more: &[&str]| -> Value {
-        let mut args = vec![
-            "find-best",
-            "--run",
-            arg(runs),
-            "--run",
-            arg(&other),
-            "--json",
-        ];
-        args.extend(["--out", arg(root)]);
-        args.extend(more);
-        serde_json::from_str(&run(&args).expect_success().stdout).unwrap()
+        let told = find_best(&other, &[&["--json"], more].concat()).expect_success();
+        serde_json::from_str(&told.stdout).unwrap()
     };
     let found = json(&[]);
     assert_eq!(found["best"], "umamba_bot_tiny_2d/2d");
@@ -239,16 +217,7 @@ fn best(dataset: &Path, runs: &Path, root: &Path) {
 
     // what cannot be compared is refused by name
     let fewer = other.join("fold_0");
-    run(&[
-        "find-best",
-        "--run",
-        arg(runs),
-        "--run",
-        arg(&fewer),
-        "--out",
-        arg(root),
-    ])
-    .expect_failure(2, &["held out by a fold of umamba_bot_tiny_2d"]);
+    find_best(&fewer, &[]).expect_failure(2, &["held out by a fold of umamba_bot_tiny_2d"]);
     let broken = root.join("broken.json");
     fs::write(&broken, b"{}").unwrap();
     predict(&[], &images, &chosen, &["--best", arg(&broken)]).expect_failure(1, &["broken.json"]);

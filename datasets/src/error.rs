@@ -175,7 +175,7 @@ pub enum DataError {
         problem: String,
     },
     /// Several cases are broken; each is named.
-    #[error("{} cases cannot be used:\n{}", .0.len(), .0.iter().map(|e| format!("  {e}")).collect::<Vec<_>>().join("\n"))]
+    #[error("{} case(s) cannot be used: {}", .0.len(), .0.iter().map(Self::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<DataError>),
     /// A worker thread panicked.
     #[error("a data loading thread failed at batch {batch}: {message}; this is a fault of the program, please report it")]

@@ -182,7 +182,9 @@ fn every_preset_trains_in_bfloat16() {
         let (plain, other) = no_grad(|| (built.net.forward(&x, false).unwrap(), mixed(&x, false)));
         for (a, b) in other.iter().zip(&plain) {
             let off = far(&a.to_kind(Kind::Float), b);
-            assert!(off > 0.0, "{name}: nothing is in bfloat16");
+            // a restoration network may begin as what leaves its picture alone
+            let begins_alone = built.spec.task() == Task::Restoration;
+            assert!(off > 0.0 || begins_alone, "{name}: nothing is in bfloat16");
             // at most 0.18 was measured: random weights, and norms over as few as eight values in these small stand-ins
             assert!(off < 0.3, "{name}: off by {off} of the logits' size");
         }

@@ -191,6 +191,9 @@ impl Part {
     }
 }
 
+/// The label maps of cases by name, and what went wrong with others.
+type Found = (Vec<(String, PathBuf)>, Vec<String>);
+
 /// What all entrants share.
 struct Work<'a> {
     dataset: &'a Dataset,
@@ -318,12 +321,7 @@ impl Work<'_> {
     }
 
     /// Predictions that another program made. Of test cases all must be there, of validation cases those that are there count.
-    fn found(
-        &self,
-        folder: &Path,
-        tasks: &[Task],
-        part: Part,
-    ) -> Result<(Vec<(String, PathBuf)>, Vec<String>)> {
+    fn found(&self, folder: &Path, tasks: &[Task], part: Part) -> Result<Found> {
         let files = Predictions::in_folder(folder)?;
         let (mut found, mut problems) = (Vec::new(), Vec::new());
         for task in tasks {
@@ -342,13 +340,7 @@ impl Work<'_> {
         Ok((found, problems))
     }
 
-    fn predicted(
-        &self,
-        name: &str,
-        runs: &[Run],
-        tasks: &[Task],
-        part: Part,
-    ) -> Result<(Vec<(String, PathBuf)>, Vec<String>)> {
+    fn predicted(&self, name: &str, runs: &[Run], tasks: &[Task], part: Part) -> Result<Found> {
         let mut kept = Kept::open(&self.out.join("predictions").join(name))?;
         let mut predictor = Predictor::new(runs, &self.settings, self.device)?;
         let (mut files, mut problems, mut reused) = (Vec::new(), Vec::new(), 0);

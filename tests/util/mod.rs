@@ -78,6 +78,11 @@ impl Outcome {
     }
 }
 
+/// What a JSON file holds.
+pub fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
 pub fn run(args: &[&str]) -> Outcome {
     program(args).output().unwrap().into()
 }
