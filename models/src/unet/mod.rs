@@ -1,5 +1,6 @@
 //! Encoder-decoder networks.
 
+pub mod dark_channel;
 pub mod layout;
 pub mod mamba_unet;
 pub mod mixed;

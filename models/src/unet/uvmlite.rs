@@ -13,6 +13,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::dark_channel;
 use super::uvmb::{
     check_channels, check_flat, conv3, Attention, Positions, Tokens, Uvmb, UvmbConfig,
 };
@@ -54,6 +55,17 @@ pub enum Head {
     Curve,
 }
 
+/// What the network sees beside the picture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// The picture alone.
+    #[default]
+    None,
+    /// The dark channel in two sizes of window, the transmission and the air light that follow from it: [`dark_channel`](super::dark_channel).
+    DarkChannel,
+}
+
 /// Configuration of [`UvmLite`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,6 +82,9 @@ pub struct UvmLiteConfig {
     pub channel_grid: i64,
     /// Pixels of the longer side that a picture is reduced to before it is looked at.
     pub work_size: i64,
+    /// What the network sees beside the picture.
+    #[serde(default)]
+    pub evidence: Evidence,
 }
 
 impl UvmLiteConfig {
@@ -108,6 +123,15 @@ impl UvmLiteConfig {
             output_channels: out_channels,
             ..self.clone()
         })
+    }
+
+    /// Channels that the first layer sees.
+    fn seen(&self) -> i64 {
+        self.input_channels
+            + match self.evidence {
+                Evidence::None => 0,
+                Evidence::DarkChannel => dark_channel::planes(self.input_channels),
+            }
     }
 
     /// Features of each level, fine to coarse.
@@ -212,7 +236,7 @@ impl UvmLite {
         let per_position = UNSHUFFLE * UNSHUFFLE;
         let stem = conv3(
             &scope.sub("stem"),
-            per_position * config.input_channels,
+            per_position * config.seen(),
             widths[0],
             true,
         )?;
@@ -279,10 +303,14 @@ impl UvmLite {
     fn look(&self, x: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
         let (_, _, h, w) = x.size4()?;
         let beyond = |side: i64| (COARSEST - side % COARSEST) % COARSEST;
+        let seen = match self.config.evidence {
+            Evidence::None => x.shallow_clone(),
+            Evidence::DarkChannel => Tensor::f_cat(&[x, &dark_channel::planes_of(x)?], 1)?,
+        };
         // replicated, for a frame of zeros would be darker than any haze
         let y = match (beyond(h), beyond(w)) {
-            (0, 0) => x.shallow_clone(),
-            (dy, dx) => x.f_replication_pad2d([0, dx, 0, dy])?,
+            (0, 0) => seen,
+            (dy, dx) => seen.f_replication_pad2d([0, dx, 0, dy])?,
         };
         let mut y = self.stem.forward(&y.f_pixel_unshuffle(UNSHUFFLE)?);
         let mut skips = Vec::with_capacity(LEVELS - 1);
