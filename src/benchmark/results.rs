@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vision_mamba_datasets::catalog::{Entry, Protocol, Verified};
 
 use super::score::CaseRow;
-use crate::metrics::bootstrap::interval;
+use crate::metrics::bootstrap::interval_of;
 use crate::metrics::overlap::mean;
 use crate::metrics::paired::{paired, Paired};
 use crate::metrics::summary::csv_field;
@@ -130,12 +130,19 @@ impl Entered {
                     .map(|(_, n)| n.get(column).copied().flatten()),
             )
         };
+        // of the same number: cases are drawn anew, classes averaged as above
         let over_cases = |column: &String| {
-            let each: Vec<f64> = rows
+            let table: Vec<Vec<Option<f64>>> = names
                 .iter()
-                .filter_map(|row| value(row, OVERALL, column))
+                .map(|class| rows.iter().map(|row| value(row, class, column)).collect())
                 .collect();
-            interval(&each)
+            interval_of(rows.len(), |drawn| {
+                mean(
+                    table
+                        .iter()
+                        .map(|of_class| mean(drawn.iter().map(|&case| of_class[case]))),
+                )
+            })
         };
         Self {
             name: name.into(),
@@ -515,6 +522,22 @@ mod tests {
         assert_eq!((found[2].class.as_str(), found[2].found.cases), ("b", 1));
         assert!((found[1].found.mean - 0.1).abs() < 1e-12);
         assert_eq!(value(&one.rows[1], OVERALL, "Dice"), Some(0.5));
+    }
+
+    #[test]
+    fn the_interval_is_of_the_number_beside_it() {
+        // a class that is seldom there counts as much as the other, in the number and in its interval
+        let rows = (0..20).map(|i| row(&i.to_string(), [Some(1.0), (i < 4).then_some(0.0)]));
+        let one = Entered::new(
+            "one",
+            "kind",
+            Vec::new(),
+            &["Dice".to_owned()],
+            rows.collect(),
+        );
+        assert_eq!(one.mean["Dice"], Some(0.5));
+        let (low, high) = one.interval_95["Dice"].unwrap();
+        assert!(low <= 0.5 && 0.5 <= high && high < 0.9, "{low} {high}");
     }
 
     #[test]

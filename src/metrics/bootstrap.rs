@@ -8,8 +8,18 @@ const COVERED: f64 = 0.95;
 /// The interval in which the mean of resampled cases lies nineteen times out of twenty (percentile bootstrap, Efron 1979), with a fixed
 /// sequence of draws. `None` for fewer than two values.
 pub fn interval(values: &[f64]) -> Option<(f64, f64)> {
-    let n = values.len();
-    if n < 2 || values.iter().any(|v| !v.is_finite()) {
+    if values.iter().any(|v| !v.is_finite()) {
+        return None;
+    }
+    let mean =
+        |drawn: &[usize]| Some(drawn.iter().map(|&i| values[i]).sum::<f64>() / drawn.len() as f64);
+    interval_of(values.len(), mean)
+}
+
+/// The same for any statistic of `n` cases, which is given the numbers of the cases that were drawn. Draws for which it has no value are left
+/// out; `None` where it has one for none of them.
+pub fn interval_of(n: usize, statistic: impl Fn(&[usize]) -> Option<f64>) -> Option<(f64, f64)> {
+    if n < 2 {
         return None;
     }
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -22,11 +32,16 @@ pub fn interval(values: &[f64]) -> Option<(f64, f64)> {
         let bits = z ^ (z >> 31);
         ((u128::from(bits) * n as u128) >> 64) as usize
     };
-    let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| (0..n).map(|_| values[draw()]).sum::<f64>() / n as f64)
+    let mut drawn = vec![0; n];
+    let mut found: Vec<f64> = (0..RESAMPLES)
+        .filter_map(|_| {
+            drawn.fill_with(&mut draw);
+            statistic(&drawn)
+        })
         .collect();
-    means.sort_unstable_by(f64::total_cmp);
-    let at = |part: f64| means[((RESAMPLES - 1) as f64 * part).round() as usize];
+    found.sort_unstable_by(f64::total_cmp);
+    let last = found.len().checked_sub(1)?;
+    let at = |part: f64| found[(last as f64 * part).round() as usize];
     let tail = (1.0 - COVERED) / 2.0;
     Some((at(tail), at(1.0 - tail)))
 }
@@ -47,5 +62,14 @@ mod tests {
         );
         assert_eq!(interval(&[1.0]), None);
         assert_eq!(interval(&[2.0; 5]), Some((2.0, 2.0)));
+    }
+
+    #[test]
+    fn draws_without_a_value_are_left_out() {
+        // the first of two cases alone has a value
+        let first = |drawn: &[usize]| drawn.contains(&0).then_some(3.0);
+        assert_eq!(interval_of(2, first), Some((3.0, 3.0)));
+        assert_eq!(interval_of(2, |_| None), None);
+        assert_eq!(interval_of(1, first), None);
     }
 }
