@@ -1,0 +1,148 @@
+// The kernels on the CPU, for tests where no GPU is: every CUDA thread is a fibre, blocks run one after another.
+//
+// It shows wrong indices, wrong sums, forgotten barriers that make a thread wait for ever, and, with a sanitizer, accesses outside of memory. It cannot
+// show races between threads that run truly at once, the GPU's memory model, its rounding of 2^x, registers or speed.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace vision_mamba {
+
+struct Dim {
+  int x;
+};
+struct float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+namespace emulated {
+
+struct Barrier {
+  int arrived = 0;
+  long generation = 0;
+};
+struct Fibre {
+  ucontext_t context;
+  std::vector<char> stack;
+  bool finished = false;
+};
+struct Machine {
+  ucontext_t scheduler;
+  std::vector<Fibre> fibres;
+  std::vector<Barrier> warps;
+  Barrier block;
+  std::vector<float> exchange;
+  std::vector<float4> shared;
+  std::function<void()> body;
+  int thread = 0, threads = 0, index = 0;
+  long progress = 0;
+};
+inline Machine& machine() {
+  static Machine m;
+  return m;
+}
+inline void yield() {
+  Machine& m = machine();
+  swapcontext(&m.fibres[size_t(m.thread)].context, &m.scheduler);
+}
+inline void wait(Barrier& barrier, int threads) {
+  const long generation = barrier.generation;
+  machine().progress++;
+  if (++barrier.arrived == threads) {
+    barrier.arrived = 0, barrier.generation++;
+    return;
+  }
+  while (barrier.generation == generation) yield();
+}
+inline void wait_warp() {
+  Machine& m = machine();
+  const int warp = m.thread / 32, left = m.threads - 32 * warp;
+  wait(m.warps[size_t(warp)], left < 32 ? left : 32);
+}
+inline void enter() {
+  Machine& m = machine();
+  m.body();
+  m.fibres[size_t(m.thread)].finished = true;
+  m.progress++;
+}
+inline void run(int64_t blocks, int threads, size_t shared, std::function<void()> body) {
+  Machine& m = machine();
+  m.threads = threads, m.body = std::move(body);
+  m.fibres.resize(size_t(threads)), m.exchange.resize(size_t(threads));
+  for (int64_t b = 0; b < blocks; b++) {
+    m.index = int(b), m.block = {};
+    m.warps.assign(size_t(threads + 31) / 32, {});
+    // What a block finds in shared memory is nobody's: numbers that would show in any sum.
+    m.shared.assign(shared / sizeof(float4) + 1, float4{NAN, NAN, NAN, NAN});
+    for (Fibre& f : m.fibres) {
+      f.finished = false, f.stack.resize(1 << 16);
+      getcontext(&f.context);
+      f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size(), f.context.uc_link = &m.scheduler;
+      makecontext(&f.context, enter, 0);
+    }
+    for (int left = threads; left > 0;) {
+      const long before = m.progress;
+      left = 0;
+      for (m.thread = 0; m.thread < threads; m.thread++) {
+        Fibre& f = m.fibres[size_t(m.thread)];
+        if (!f.finished) swapcontext(&m.scheduler, &f.context);
+        left += !f.finished;
+      }
+      if (left > 0 && m.progress == before) fprintf(stderr, "emulation: threads wait for ever at a barrier\n"), abort();
+    }
+  }
+}
+inline float shuffle(float value, int mask) {
+  Machine& m = machine();
+  m.exchange[size_t(m.thread)] = value;
+  wait_warp();
+  const float other = m.exchange[size_t(m.thread ^ mask)];
+  wait_warp();
+  return other;
+}
+
+}  // namespace emulated
+
+inline int thread_index() { return emulated::machine().thread; }
+inline int64_t block_index() { return emulated::machine().index; }
+inline void sync_block() { emulated::wait(emulated::machine().block, emulated::machine().threads); }
+inline float shuffle_xor(float value, int mask) { return emulated::shuffle(value, mask); }
+inline float fast_exp2(float x) { return exp2f(x); }
+inline float exp2_by_bits(float mantissa, float shifted) {
+  uint32_t a, b;
+  memcpy(&a, &mantissa, 4), memcpy(&b, &shifted, 4);
+  a += b << 23;
+  memcpy(&mantissa, &a, 4);
+  return mantissa;
+}
+inline char* shared_memory() { return reinterpret_cast<char*>(emulated::machine().shared.data()); }
+
+// Few, so that small tests are cut into segments too.
+inline int64_t multiprocessors() { return 2; }
+
+template <class Kernel, class Job>
+void launch(Kernel kernel, int64_t blocks, int threads, size_t shared, const Job& job) {
+  emulated::run(blocks, threads, shared, [=] { kernel(job); });
+}
+struct DeviceOf {
+  explicit DeviceOf(const at::Tensor&) {}
+};
+
+}  // namespace vision_mamba
+#define VM_KEY CPU
