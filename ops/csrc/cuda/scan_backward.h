@@ -36,20 +36,27 @@ __device__ __forceinline__ float sum_channels(float (&v)[V], int& which, bool& m
 
 template <class F>
 __device__ __forceinline__ void load_grad_out(const Job& j, const Place& p, const Shared<F>& m, float* dys, int64_t t0, int steps) {
-  float r[F::elements];
-  if (j.grad_out.data == nullptr) {
+#pragma unroll 1
+  for (int piece = 0; piece < F::pieces; piece++) {
+    float r[F::elements];
+    if (j.grad_out.data == nullptr) {
 #pragma unroll
-    for (int i = 0; i < F::elements; i++) r[i] = 0.f;
-  } else {
-    fetch<F>(r, j.grad_out, p.b * j.grad_out.batch_stride, p, t0, steps, m.order());
+      for (int i = 0; i < F::elements; i++) r[i] = 0.f;
+    } else {
+      fetch<F>(r, j.grad_out, p.b * j.grad_out.batch_stride, p, t0, steps, m.order(), piece);
+    }
+    put<F>(dys, 1, r, j.grad_out.time_stride == 1 && !F::cross, piece);
   }
-  put<F>(dys, 1, r, j.grad_out.time_stride == 1 && !F::cross);
   if (j.z.data == nullptr) return;
   sync_block();
-  fetch<F>(r, j.z, p.b * j.z.batch_stride, p, t0, steps, nullptr);
-  Walk<F> w(j.z.time_stride == 1);
+#pragma unroll 1
+  for (int piece = 0; piece < F::pieces; piece++) {
+    float r[F::elements];
+    fetch<F>(r, j.z, p.b * j.z.batch_stride, p, t0, steps, nullptr, piece);
+    Walk<F> w(j.z.time_stride == 1, piece);
 #pragma unroll
-  for (int i = 0; i < F::elements; i++, w.step()) dys[w.t * F::width + w.c] *= r[i] * sigmoid(r[i]);
+    for (int i = 0; i < F::elements; i++, w.step()) dys[w.t * F::width + w.c] *= r[i] * sigmoid(r[i]);
+  }
 }
 
 // The gradient of the gate, from the outputs before it.
@@ -62,13 +69,16 @@ __device__ __forceinline__ void store_grad_z(const Job& j, const Place& p, const
       const Z* z = static_cast<const Z*>(j.z.data) + p.b * j.z.batch_stride + p.channel * j.z.row_stride + t0 * j.z.time_stride;
       const G* g = static_cast<const G*>(j.grad_out.data);
       if (g != nullptr) g += p.b * j.grad_out.batch_stride + p.channel * j.grad_out.row_stride + t0 * j.grad_out.time_stride;
-      store<F>(j.grad_z, p.b * j.grad_z.batch_stride, p, t0, steps, nullptr, false, [&](int c, int t, int) {
-        if (g == nullptr) return 0.f;
-        const float x = float(z[c * j.z.row_stride + t * j.z.time_stride]), s = sigmoid(x);
-        const float dy = float(g[c * j.grad_out.row_stride + t * j.grad_out.time_stride]);
-        const float y = ys[t * F::width + c] + (j.d != nullptr ? j.d[p.channel + c] * m.step(t, c).y : 0.f);
-        return dy * y * s * (1.f + x * (1.f - s));
-      });
+#pragma unroll 1
+      for (int piece = 0; piece < F::pieces; piece++) {
+        store<F>(j.grad_z, p.b * j.grad_z.batch_stride, p, t0, steps, nullptr, false, piece, [&](int c, int t, int) {
+          if (g == nullptr) return 0.f;
+          const float x = float(z[c * j.z.row_stride + t * j.z.time_stride]), s = sigmoid(x);
+          const float dy = float(g[c * j.grad_out.row_stride + t * j.grad_out.time_stride]);
+          const float y = ys[t * F::width + c] + (j.d != nullptr ? j.d[p.channel + c] * m.step(t, c).y : 0.f);
+          return dy * y * s * (1.f + x * (1.f - s));
+        });
+      }
     });
   });
 }
@@ -244,9 +254,13 @@ __global__ void __launch_bounds__(F::threads) scan_backward_kernel(Job j) {
       }
     }
     sync_block();
-    store<F>(j.grad_delta, p.b * j.grad_delta.batch_stride, p, t0, steps, m.order(), false, [&](int c, int t, int) { return m.step(t, c).x; });
-    store<F>(j.grad_u, p.b * j.grad_u.batch_stride + p.k * j.u_direction, p, t0, steps, m.order(), j.add,
-             [&](int c, int t, int) { return m.step(t, c).y; });
+#pragma unroll 1
+    for (int piece = 0; piece < F::pieces; piece++) {
+      store<F>(j.grad_delta, p.b * j.grad_delta.batch_stride, p, t0, steps, m.order(), false, piece,
+               [&](int c, int t, int) { return m.step(t, c).x; });
+      store<F>(j.grad_u, p.b * j.grad_u.batch_stride + p.k * j.u_direction, p, t0, steps, m.order(), j.add, piece,
+               [&](int c, int t, int) { return m.step(t, c).y; });
+    }
   }
   const int64_t row = p.slot * j.segments + p.segment;
   lane.save_channel_first(da, j, j.grad_a, row);

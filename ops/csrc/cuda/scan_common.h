@@ -25,7 +25,9 @@ template <int S_, int P_, bool cross_, bool varying_>
 struct Form {
   static constexpr int S = S_, P = P_, threads = P == 1 ? 64 : 128, channels = threads / P, warps = threads / 32;
   static constexpr int lanes = P < 32 ? 32 / P : 1;  // channels of a warp
-  static constexpr int states = S * P, width = channels + 1, row = 2 * states + 4, elements = channels * kChunk / threads;
+  static constexpr int states = S * P, width = channels + 1, row = 2 * states + 4;
+  // A thread moves a tile in pieces, as many elements as registers hold well.
+  static constexpr int all = channels * kChunk / threads, elements = all < 8 ? all : 8, pieces = all / elements;
   static constexpr bool cross = cross_, varying = varying_;
   // float2 tile, B and C, tokens, ranks; the backward pass adds two tiles and the warps' sums.
   static constexpr int base = kChunk * width * 2 + kChunk * row + kChunk + (cross ? kChunk * kRankTile : 0);
@@ -103,18 +105,19 @@ __device__ __forceinline__ void with_type(Scalar type, const Body& body) {
 template <class F>
 struct Walk {
   int c, t, next_c, next_t;
-  __device__ __forceinline__ explicit Walk(bool time_first) {
+  __device__ __forceinline__ Walk(bool time_first, int piece) {
     const int i = thread_index();
     c = time_first ? i / kChunk : i % F::channels, t = time_first ? i % kChunk : i / F::channels;
     next_c = time_first ? F::threads / kChunk : 0, next_t = time_first ? 0 : F::threads / F::channels;
+    c += piece * F::elements * next_c, t += piece * F::elements * next_t;
   }
   __device__ __forceinline__ void step() { c += next_c, t += next_t; }
 };
 
 template <class F>
 __device__ __forceinline__ void fetch(float (&r)[F::elements], const Sequence& s, int64_t offset, const Place& p, int64_t t0, int steps,
-                                      const int* tokens) {
-  Walk<F> w(s.time_stride == 1 && tokens == nullptr);
+                                      const int* tokens, int piece) {
+  Walk<F> w(s.time_stride == 1 && tokens == nullptr, piece);
   with_type(s.type, [&](auto tag) {
     using X = decltype(tag);
     const X* from = static_cast<const X*>(s.data) + offset + (p.channel + w.c) * s.row_stride;
@@ -132,16 +135,16 @@ __device__ __forceinline__ void fetch(float (&r)[F::elements], const Sequence& s
   });
 }
 template <class F>
-__device__ __forceinline__ void put(float* tile, int size, const float (&r)[F::elements], bool time_first) {
-  Walk<F> w(time_first);
+__device__ __forceinline__ void put(float* tile, int size, const float (&r)[F::elements], bool time_first, int piece) {
+  Walk<F> w(time_first, piece);
 #pragma unroll
   for (int i = 0; i < F::elements; i++, w.step()) tile[(w.t * F::width + w.c) * size] = r[i];
 }
-// `value(c, t, element)` into the sequence.
+// `value(c, t, element)` of a piece into the sequence.
 template <class F, class Value>
 __device__ __forceinline__ void store(const Sequence& s, int64_t offset, const Place& p, int64_t t0, int steps, const int* tokens, bool add,
-                                      const Value& value) {
-  Walk<F> w(s.time_stride == 1 && tokens == nullptr);
+                                      int piece, const Value& value) {
+  Walk<F> w(s.time_stride == 1 && tokens == nullptr, piece);
   with_type(s.type, [&](auto tag) {
     using X = decltype(tag);
     X* to = static_cast<X*>(s.data) + offset + (p.channel + w.c) * s.row_stride;
@@ -216,8 +219,7 @@ __device__ __forceinline__ void load_weights(float* tile, const Sequence& s, int
 // the tiles were last read, and passes one before reading them.
 template <class F>
 __device__ __forceinline__ void load_chunk(const Job& j, const Place& p, const Shared<F>& m, int64_t t0, int steps) {
-  float u[F::elements], dt[F::elements];
-  bool time_first = false;
+  const int64_t weights = p.b * j.weights.batch_stride + p.k * j.weights_direction;
   if constexpr (F::cross) {
     for (int t = thread_index(); t < kChunk; t += F::threads) {
       // Orders lie on the GPU and cannot be checked without waiting for it: at least nothing outside of memory is touched.
@@ -225,37 +227,9 @@ __device__ __forceinline__ void load_chunk(const Job& j, const Place& p, const S
       m.tokens[t] = int(token < 0 ? 0 : token >= j.length ? j.length - 1 : token);
     }
     sync_block();
-    const int64_t weights = p.b * j.weights.batch_stride + p.k * j.weights_direction;
-    fetch<F>(u, j.u, p.b * j.u.batch_stride + p.k * j.u_direction, p, t0, steps, m.tokens);
     load_weights<F>(m.bc, j.weights, weights + j.rank, j.states, t0, steps, m.tokens);
     load_weights<F>(m.bc + F::states, j.weights, weights + j.rank + j.states, j.states, t0, steps, m.tokens);
-    const int c = thread_index() % F::channels, first = thread_index() / F::channels;
-    const int64_t channel = p.channel + (c < p.count ? c : 0);
-    const float bias = j.bias != nullptr ? j.bias[p.k * j.channels + channel] : 0.f;
-#pragma unroll
-    for (int i = 0; i < F::elements; i++) dt[i] = bias;
-    for (int64_t r0 = 0; r0 < j.rank; r0 += kRankTile) {
-      const int ranks = int(j.rank - r0 < kRankTile ? j.rank - r0 : kRankTile);
-      if (r0 > 0) sync_block();
-      with_type(j.weights.type, [&](auto tag) {
-        using X = decltype(tag);
-        const X* from = static_cast<const X*>(j.weights.data) + weights + r0;
-        for (int e = thread_index(); e < kChunk * kRankTile; e += F::threads) {
-          const int t = e / kRankTile, r = e % kRankTile;
-          m.ranks[e] = r < ranks && t < steps ? float(from[r + m.tokens[t] * j.weights.time_stride]) : 0.f;
-        }
-      });
-      sync_block();
-      const float* column = j.dt_weight + (p.k * j.rank + r0) * j.channels + channel;
-      for (int r = 0; r < ranks; r++) {
-        const float w = column[r * j.channels];
-#pragma unroll
-        for (int i = 0; i < F::elements; i++) dt[i] = fmaf(m.ranks[(first + i * (F::threads / F::channels)) * kRankTile + r], w, dt[i]);
-      }
-    }
   } else {
-    fetch<F>(u, j.u, p.b * j.u.batch_stride, p, t0, steps, nullptr);
-    fetch<F>(dt, j.delta, p.b * j.delta.batch_stride, p, t0, steps, nullptr);
     if (F::varying || j.b.constant == nullptr) {
       const int64_t group = p.group / (j.groups / j.b.groups);
       load_weights<F>(m.bc, j.b.sequence, p.b * j.b.sequence.batch_stride + group * j.b.group_stride, j.states, t0, steps, nullptr);
@@ -264,21 +238,56 @@ __device__ __forceinline__ void load_chunk(const Job& j, const Place& p, const S
       const int64_t group = p.group / (j.groups / j.c.groups);
       load_weights<F>(m.bc + F::states, j.c.sequence, p.b * j.c.sequence.batch_stride + group * j.c.group_stride, j.states, t0, steps, nullptr);
     }
-    time_first = j.delta.time_stride == 1;
-    if (j.bias != nullptr) {
-      Walk<F> w(time_first);
+  }
+#pragma unroll 1
+  for (int piece = 0; piece < F::pieces; piece++) {
+    float u[F::elements], dt[F::elements];
+    fetch<F>(u, j.u, p.b * j.u.batch_stride + p.k * j.u_direction, p, t0, steps, m.order(), piece);
+    const bool time_first = !F::cross && j.delta.time_stride == 1;
+    if constexpr (F::cross) {
+      Walk<F> w(false, piece);
+      const int64_t channel = p.channel + (w.c < p.count ? w.c : 0);
+      const float bias = j.bias != nullptr ? j.bias[p.k * j.channels + channel] : 0.f;
 #pragma unroll
-      for (int i = 0; i < F::elements; i++, w.step()) dt[i] += w.c < p.count ? j.bias[p.channel + w.c] : 0.f;
+      for (int i = 0; i < F::elements; i++) dt[i] = bias;
+      for (int64_t r0 = 0; r0 < j.rank; r0 += kRankTile) {
+        const int ranks = int(j.rank - r0 < kRankTile ? j.rank - r0 : kRankTile);
+        if (piece == 0 || j.rank > kRankTile) {
+          if (piece + r0 > 0) sync_block();
+          with_type(j.weights.type, [&](auto tag) {
+            using X = decltype(tag);
+            const X* from = static_cast<const X*>(j.weights.data) + weights + r0;
+            for (int e = thread_index(); e < kChunk * kRankTile; e += F::threads) {
+              const int t = e / kRankTile, r = e % kRankTile;
+              m.ranks[e] = r < ranks && t < steps ? float(from[r + m.tokens[t] * j.weights.time_stride]) : 0.f;
+            }
+          });
+          sync_block();
+        }
+        const float* column = j.dt_weight + (p.k * j.rank + r0) * j.channels + channel;
+        for (int r = 0; r < ranks; r++) {
+          const float weight = column[r * j.channels];
+#pragma unroll
+          for (int i = 0; i < F::elements; i++) dt[i] = fmaf(m.ranks[(w.t + i * w.next_t) * kRankTile + r], weight, dt[i]);
+        }
+      }
+    } else {
+      fetch<F>(dt, j.delta, p.b * j.delta.batch_stride, p, t0, steps, nullptr, piece);
+      if (j.bias != nullptr) {
+        Walk<F> w(time_first, piece);
+#pragma unroll
+        for (int i = 0; i < F::elements; i++, w.step()) dt[i] += w.c < p.count ? j.bias[p.channel + w.c] : 0.f;
+      }
     }
-  }
-  Walk<F> w(time_first);
+    Walk<F> w(time_first, piece);
 #pragma unroll
-  for (int i = 0; i < F::elements; i++, w.step()) {
-    if (j.softplus) dt[i] = softplus(dt[i]);
-    if (w.c >= p.count || w.t >= steps) dt[i] = 0.f;
+    for (int i = 0; i < F::elements; i++, w.step()) {
+      if (j.softplus) dt[i] = softplus(dt[i]);
+      if (w.c >= p.count || w.t >= steps) dt[i] = 0.f;
+    }
+    put<F>(m.steps, 2, dt, time_first, piece);
+    put<F>(m.steps + 1, 2, u, j.u.time_stride == 1 && !F::cross, piece);
   }
-  put<F>(m.steps, 2, dt, time_first);
-  put<F>(m.steps + 1, 2, u, j.u.time_stride == 1 && !F::cross);
 }
 
 // A thread's S numbers of a row of B or C.

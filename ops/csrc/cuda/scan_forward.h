@@ -56,26 +56,32 @@ __global__ void __launch_bounds__(F::threads) scan_forward_kernel(Job j) {
     }
     if constexpr (outputs) {
       sync_block();
-      float z[F::elements];
-      if (j.z.data != nullptr) fetch<F>(z, j.z, p.b * j.z.batch_stride, p, t0, steps, nullptr);
-      if (j.z.data != nullptr && (j.z.time_stride == 1) != (j.out.time_stride == 1)) {
-        // The gate's elements are spread over the threads in another way: it is put on in the tile.
-        Walk<F> w(j.z.time_stride == 1);
+      // Where the gate's elements are spread over the threads in another way than the output's, it is put on in the tile.
+      const bool gate = j.z.data != nullptr, in_tile = gate && (j.z.time_stride == 1) != (j.out.time_stride == 1);
+      const float* d = j.d != nullptr ? j.d + p.k * j.channels + p.channel : nullptr;
+      auto with_skip = [&](int c, int t) {
+        const float2 v = m.step(t, c);
+        return d != nullptr && c < p.count ? fmaf(d[c], v.y, v.x) : v.x;
+      };
+      if (in_tile) {
+#pragma unroll 1
+        for (int piece = 0; piece < F::pieces; piece++) {
+          float z[F::elements];
+          fetch<F>(z, j.z, p.b * j.z.batch_stride, p, t0, steps, nullptr, piece);
+          Walk<F> w(j.z.time_stride == 1, piece);
 #pragma unroll
-        for (int i = 0; i < F::elements; i++, w.step()) {
-          float2& v = m.step(w.t, w.c);
-          const float skip = j.d != nullptr && w.c < p.count ? j.d[p.channel + w.c] : 0.f;
-          v.x = fmaf(skip, v.y, v.x) * z[i] * sigmoid(z[i]);
+          for (int i = 0; i < F::elements; i++, w.step()) m.step(w.t, w.c).x = with_skip(w.c, w.t) * z[i] * sigmoid(z[i]);
         }
         sync_block();
-        store<F>(j.out, p.b * j.out.batch_stride, p, t0, steps, nullptr, false, [&](int c, int t, int) { return m.step(t, c).x; });
-      } else {
-        const float* d = j.d != nullptr ? j.d + p.k * j.channels + p.channel : nullptr;
-        store<F>(j.out, p.b * j.out.batch_stride, p, t0, steps, m.order(), j.add, [&](int c, int t, int i) {
-          const float2 v = m.step(t, c);
-          float y = d != nullptr ? fmaf(d[c], v.y, v.x) : v.x;
-          if (j.z.data != nullptr) y *= z[i] * sigmoid(z[i]);
-          return y;
+      }
+#pragma unroll 1
+      for (int piece = 0; piece < F::pieces; piece++) {
+        float z[F::elements];
+        if (gate && !in_tile) fetch<F>(z, j.z, p.b * j.z.batch_stride, p, t0, steps, nullptr, piece);
+        store<F>(j.out, p.b * j.out.batch_stride, p, t0, steps, m.order(), j.add, piece, [&](int c, int t, int i) {
+          if (in_tile) return m.step(t, c).x;
+          const float y = with_skip(c, t);
+          return gate ? y * z[i] * sigmoid(z[i]) : y;
         });
       }
     }
