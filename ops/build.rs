@@ -36,6 +36,12 @@ fn main() {
         libtorch_version(&lib)
     );
 
+    // For the test that compiles the CUDA kernels for the CPU.
+    println!(
+        "cargo:rustc-env=VISION_MAMBA_LIBTORCH_LIB={}",
+        lib.display()
+    );
+
     let out = PathBuf::from(variable("OUT_DIR"));
     let built = build(&lib, &out);
     // OUT_DIR is target/<profile>/build/<package>/out.

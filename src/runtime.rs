@@ -155,14 +155,16 @@ impl DeviceChoice {
     }
 }
 
-/// Sets the number of tensor threads and says once when the scan has to run on plain tensors.
-pub fn prepare(threads: Option<u32>, printer: &Printer) {
+/// Sets the number of tensor threads and says once when the scan has to run on plain tensors on this device.
+pub fn prepare(threads: Option<u32>, device: Device, printer: &Printer) {
     if let Some(threads) = threads {
         tch::set_num_threads(threads as i32);
     }
     let status = vision_mamba_ops::status();
     if !status.is_ready() {
         printer.warning(&status.to_string());
+    } else if matches!(device, Device::Cuda(_)) && !vision_mamba_ops::cuda_status().is_ready() {
+        printer.warning(&vision_mamba_ops::cuda_status().to_string());
     }
 }
 

@@ -190,7 +190,9 @@ static void check_device(const char* op, const char* name, const Tensor& t) {
   const bool known = t.is_cpu() || t.is_cuda() || t.is_meta();
   const std::string full = std::string("vision_mamba::") + op;
   const bool has = known && c10::Dispatcher::singleton().findSchemaOrThrow(full.c_str(), "").hasKernelForDispatchKey(key);
-  TORCH_CHECK(has, full, ": ", name, " is on ", t.device(), ", expected cpu: this library has no kernels for other devices");
+  TORCH_CHECK(has || !t.is_cuda(), full, ": ", name, " is on ", t.device(),
+              ", and the CUDA kernels are not loaded: load libvision_mamba_ops_cuda.so too (scripts/build-cuda-op builds it)");
+  TORCH_CHECK(has, full, ": ", name, " is on ", t.device(), ", expected cpu or cuda: there are no kernels for other devices");
 }
 
 static Tensor unpack(const OptionalTensor& t) { return given(t) ? *t : Tensor(); }

@@ -2,19 +2,22 @@
 //!
 //! Two implementations stand side by side. [`reference`] is written in plain tensor operations, is slow, and says what
 //! the operators mean. The native library `libvision_mamba_ops.so` (sources in `csrc/`, built by `build.rs`) does the
-//! same many times faster, forwards and backwards, and serves Python too. [`selective_scan`] and [`causal_conv1d`] use the native
+//! same many times faster, forwards and backwards, and serves Python too; `libvision_mamba_ops_cuda.so` beside it
+//! (built by `scripts/build-cuda-op`) adds the GPU. [`selective_scan`] and [`causal_conv1d`] use the native
 //! library where it loads and the reference otherwise; [`status`] says which, and what to do about it. [`native`] and
 //! [`reference`] choose explicitly.
 
 mod archive;
 pub mod autocast;
 mod check;
+mod cuda;
 mod error;
 mod library;
 mod meter;
 pub mod native;
 pub mod reference;
 
+pub use cuda::{cuda_status, CudaLibraryStatus, CUDA_LIBRARY_FILE};
 pub use error::OpsError;
 pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE, LIBTORCH_VERSION};
 pub use meter::{Cost, Meter};
@@ -89,7 +92,7 @@ pub struct CrossScan<'a> {
 /// Selective scans of the same tokens in several orders, each result put back in its token's place and added up: (B, L, D). This is the
 /// core of SS2D (VMamba, section 4.2). On the native library no direction's copy of anything is made; else on the reference.
 pub fn cross_selective_scan(args: &CrossScan) -> Result<Tensor, OpsError> {
-    if native::serves(args.u) {
+    if native::serves(args.u, args.a.size().last().copied()) {
         native::cross_selective_scan(args)
     } else {
         reference::cross_selective_scan(args)
@@ -122,7 +125,7 @@ pub fn causal_conv1d(
     bias: Option<&Tensor>,
     activation: Activation,
 ) -> Result<Tensor, OpsError> {
-    if native::serves(x) {
+    if native::serves(x, None) {
         native::causal_conv1d(x, weight, bias, activation)
     } else {
         reference::causal_conv1d(x, weight, bias, activation)

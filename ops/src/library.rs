@@ -181,7 +181,7 @@ impl Native {
             reason,
         };
         let content = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-        let built_for = built_for(&content)
+        let built_for = built_for(&content, MARKER)
             .ok_or_else(|| failed("it is not an operator library".to_owned()))?;
         if built_for != LIBTORCH_VERSION {
             let running = LIBTORCH_VERSION.to_owned();
@@ -287,12 +287,12 @@ fn optional(value: Option<&Tensor>) -> IValue {
     value.map_or(IValue::None, tensor)
 }
 
-/// The libtorch version that follows the marker in a library file.
-fn built_for(content: &[u8]) -> Option<String> {
+/// The libtorch version that follows `marker` in a library file.
+pub(crate) fn built_for(content: &[u8], marker: &[u8]) -> Option<String> {
     let at = content
-        .windows(MARKER.len())
-        .position(|window| window == MARKER)?
-        + MARKER.len();
+        .windows(marker.len())
+        .position(|window| window == marker)?
+        + marker.len();
     let version: Vec<u8> = content[at..]
         .iter()
         .take(32)
@@ -304,7 +304,7 @@ fn built_for(content: &[u8]) -> Option<String> {
 
 /// Whether an ELF file reaches to the end of its section table, which linkers write last. Loading a file cut short would
 /// not fail but kill the process once it touches what is missing.
-fn is_whole(content: &[u8]) -> bool {
+pub(crate) fn is_whole(content: &[u8]) -> bool {
     let number = |at: usize, bytes: usize| {
         let field = content.get(at..at + bytes)?;
         Some(
@@ -373,7 +373,7 @@ mod tests {
         let mut file = b"\x7fELF...".to_vec();
         file.extend_from_slice(MARKER);
         file.extend_from_slice(b"2.4.1;\0rest");
-        assert_eq!(built_for(&file).as_deref(), Some("2.4.1"));
-        assert_eq!(built_for(b"no library"), None);
+        assert_eq!(built_for(&file, MARKER).as_deref(), Some("2.4.1"));
+        assert_eq!(built_for(b"no library", MARKER), None);
     }
 }

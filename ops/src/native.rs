@@ -1,6 +1,6 @@
 //! The native library's operators, without falling back: for tests, benches and those who want to know.
 
-use crate::{library, Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
+use crate::{cuda, library, Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
 use tch::{Device, Kind, Tensor};
 
 /// Whether the native library is loaded.
@@ -10,12 +10,22 @@ pub fn is_ready() -> bool {
 
 /// Whether the native library is loaded and has the form asked for (all but complex `a`).
 pub(crate) fn takes(args: &SelectiveScan) -> bool {
-    !matches!(args.a.kind(), Kind::ComplexFloat | Kind::ComplexDouble) && serves(args.u)
+    !matches!(args.a.kind(), Kind::ComplexFloat | Kind::ComplexDouble)
+        && serves(args.u, args.a.size().last().copied())
 }
 
-/// Whether the native library is loaded and computes where `tensor` lies: it has CPU kernels only.
-pub(crate) fn serves(tensor: &Tensor) -> bool {
-    tensor.device() == Device::Cpu && is_ready()
+/// Whether the native library is loaded and computes where `first` lies, its argument that decides the element type. On a GPU the CUDA half is
+/// needed, which has no float64 and a largest number of states.
+pub(crate) fn serves(first: &Tensor, states: Option<i64>) -> bool {
+    match first.device() {
+        Device::Cpu => is_ready(),
+        Device::Cuda(_) => {
+            cuda::cuda_status().is_ready()
+                && first.kind() != Kind::Double
+                && states.is_none_or(|states| states <= cuda::MOST_STATES)
+        }
+        _ => false,
+    }
 }
 
 /// The selective scan on the native library; see [`crate::selective_scan`].

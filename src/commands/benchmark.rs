@@ -59,7 +59,7 @@ pub fn run(args: &BenchmarkArgs, global: &Global, printer: &Printer) -> Result<(
     };
     check_writable(&out)?;
     let device = global.device.resolve()?;
-    runtime::prepare(global.threads, printer);
+    runtime::prepare(global.threads, device, printer);
     let work = Work {
         dataset: &dataset,
         scoring: Scoring::of(entry, protocol, dataset.info.ignore_label)?,

@@ -69,7 +69,11 @@ pub fn run(args: &DehazeArgs, global: &Global, printer: &Printer) -> Result<()> 
         )));
     }
     check_targets(&jobs)?;
-    runtime::prepare(global.threads, printer);
+    let device = match args.method {
+        DehazeMethod::Dcp => Device::Cpu,
+        _ => global.device.resolve()?,
+    };
+    runtime::prepare(global.threads, device, printer);
     let mut work = Work {
         method: method(args, global)?,
         args,

@@ -28,7 +28,7 @@ struct Source {
 
 /// Records, checks and writes.
 pub fn run(args: &ExportArgs, global: &Global, printer: &Printer) -> Result<()> {
-    runtime::prepare(global.threads, printer);
+    runtime::prepare(global.threads, Device::Cpu, printer);
     if args.output.exists() && !args.force {
         return Err(Misuse::error(format!(
             "{} exists already; choose another name or add --force",

@@ -135,8 +135,8 @@ pub fn run(args: &FindBestArgs, global: &Global, printer: &Printer) -> Result<()
     let info = first.info.clone();
     let networks = networks(&runs)?;
     let ids = common_ids(&networks)?;
-    runtime::prepare(global.threads, printer);
     let device = global.device.resolve()?;
+    runtime::prepare(global.threads, device, printer);
     let stop = StopFlag::listen("case", printer)?;
     let threads = super::plan::threads(global);
 

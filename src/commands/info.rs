@@ -16,6 +16,7 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
         tch::set_num_threads(threads as i32);
     }
     let threads = tch::get_num_threads();
+    let gpu_operator = matches!(cuda, CudaStatus::Ready { .. }).then(vision_mamba_ops::cuda_status);
     if args.json {
         let value = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -24,6 +25,7 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
             "cuda": cuda,
             "threads": threads,
             "operator": { "ready": operator.is_ready(), "status": operator.to_string() },
+            "cuda_operator": gpu_operator.map(|it| json!({ "ready": it.is_ready(), "status": it.to_string() })),
         });
         printer.data(&serde_json::to_string_pretty(&value)?);
         return Ok(());
@@ -37,9 +39,10 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
         }
     };
     printer.data(&format!(
-        "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\noperator      {operator}",
+        "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\noperator      {operator}{}",
         env!("CARGO_PKG_VERSION"),
         vision_mamba_ops::LIBTORCH_VERSION,
+        gpu_operator.map_or(String::new(), |it| format!("\n              {it}")),
     ));
     Ok(())
 }

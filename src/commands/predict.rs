@@ -38,7 +38,7 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
         post,
     } = choose(args)?;
     let device = global.device.resolve()?;
-    runtime::prepare(global.threads, printer);
+    runtime::prepare(global.threads, device, printer);
     // what can be wrong with the files is found before the networks are loaded
     let first = RunFolder::open(&runs[0])?;
     let info = vision_mamba_datasets::DatasetJson::read(&first.dataset())?;

@@ -60,7 +60,7 @@ pub fn task(args: &TrainArgs) -> Result<Task> {
 
 fn segmentation(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let device = global.device.resolve()?;
-    runtime::prepare(global.threads, printer);
+    runtime::prepare(global.threads, device, printer);
     let dataset = super::datasets::open(&args.dataset, printer)?;
     let (folder, config, plan) = if args.resume || args.validate_only {
         reopen(args)?

@@ -37,7 +37,7 @@ const GRAD_CLIP: f64 = 1.0;
 /// Trains a run and validates it on whole pictures.
 pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
     let device = global.device.resolve()?;
-    runtime::prepare(global.threads, printer);
+    runtime::prepare(global.threads, device, printer);
     let found = Pairing::find(&args.dataset)?.complete()?;
     if !found.without_reference.is_empty() {
         printer.message(&format!(

@@ -326,14 +326,20 @@ struct Lane {
     }
   }
   __device__ __forceinline__ void read_b(float (&to)[F::S], const Job& j, const Shared<F>& m, int t) const {
-    if (F::varying || j.b.constant == nullptr) return read<F::S>(to, m.bc + t * F::row + n0);
+    if (F::varying || j.b.constant == nullptr) {
+      read<F::S>(to, m.bc + t * F::row + n0);
+    } else {
 #pragma unroll
-    for (int i = 0; i < F::S; i++) to[i] = b[i];
+      for (int i = 0; i < F::S; i++) to[i] = b[i];
+    }
   }
   __device__ __forceinline__ void read_c(float (&to)[F::S], const Job& j, const Shared<F>& m, int t) const {
-    if (F::varying || j.c.constant == nullptr) return read<F::S>(to, m.bc + t * F::row + F::states + n0);
+    if (F::varying || j.c.constant == nullptr) {
+      read<F::S>(to, m.bc + t * F::row + F::states + n0);
+    } else {
 #pragma unroll
-    for (int i = 0; i < F::S; i++) to[i] = c_[i];
+      for (int i = 0; i < F::S; i++) to[i] = c_[i];
+    }
   }
   // Numbers of (row, N, D).
   __device__ __forceinline__ void load(float (&h)[F::S], const Job& j, const float* from, int64_t row) const {
