@@ -70,7 +70,7 @@ pub fn run(args: &DehazeArgs, global: &Global, printer: &Printer) -> Result<()> 
     }
     check_targets(&jobs)?;
     let device = match args.method {
-        DehazeMethod::Dcp => Device::Cpu,
+        DehazeMethod::Dcp => tch::Device::Cpu,
         _ => global.device.resolve()?,
     };
     runtime::prepare(global.threads, device, printer);
