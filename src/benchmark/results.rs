@@ -537,7 +537,7 @@ mod tests {
         );
         assert_eq!(one.mean["Dice"], Some(0.5));
         let (low, high) = one.interval_95["Dice"].unwrap();
-        assert!(low <= 0.5 && 0.5 <= high && high < 0.9, "{low} {high}");
+        assert!((low..=high).contains(&0.5) && high < 0.9, "{low} {high}");
     }
 
     #[test]

@@ -1,0 +1,16 @@
+//! Weights that come with the tool, compiled in: they work wherever the program is copied to. `models/weights/README.md` tells what they are.
+
+/// A safetensors file whose metadata says what network it is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Shipped {
+    /// The file's name.
+    pub name: &'static str,
+    /// What it holds.
+    pub content: &'static [u8],
+}
+
+/// For `dehaze`.
+pub const DEHAZE: Shipped = Shipped {
+    name: "uvmlite_dehaze.safetensors",
+    content: include_bytes!("../../weights/uvmlite_dehaze.safetensors"),
+};
