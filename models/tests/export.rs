@@ -66,7 +66,10 @@ fn other_sizes_are_recorded_too() {
         ("vmamba_nano", &[("forward_type", "v052dc_noz")]),
         ("vmamba_unet_tiny", &[]),
         ("uvmnet_tiny", &[]),
-        ("uvmlite_tiny", &[("head", "residual")]),
+        (
+            "uvmlite_tiny",
+            &[("head", "residual"), ("evidence", "dark_channel")],
+        ),
         ("uvmlite_tiny", &[("head", "curve"), ("work_size", "16")]),
         (
             "umamba_bot_s4_2d",

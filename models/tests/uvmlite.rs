@@ -100,8 +100,11 @@ fn formulas(x: &Tensor) {
 
 #[test]
 fn any_size_looked_at_whole_or_reduced() {
-    for head in HEADS {
-        let net = woken(&[("head", head)]);
+    let with_evidence = [("head", "scattering"), ("evidence", "dark_channel")];
+    let mut nets = HEADS.map(|head| vec![("head", head)]).to_vec();
+    nets.push(with_evidence.to_vec());
+    for overrides in nets {
+        let (net, head) = (woken(&overrides), overrides[0].1);
         for (h, w) in [(1, 1), (1, 300), (17, 23), (64, 64), (65, 40), (150, 200)] {
             let y = run(&net, &image(h, w));
             assert_eq!(y.size(), [1, 3, h, w], "{head}");
@@ -137,6 +140,7 @@ fn what_cannot_be_is_refused() {
         ("channel_grid", "0"),
         ("output_channels", "1"),
         ("head", "magic"),
+        ("evidence", "magic"),
     ] {
         let error = spec.with_overrides(&[(key, value)]).unwrap_err();
         assert!(error.to_string().contains(key), "{error}");

@@ -1,10 +1,12 @@
 //! A restoration network as a function from the colours of a picture to those of the clear one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
 use tch::{no_grad, Device, Kind, Tensor};
-use vision_mamba_models::{build, weights, Built, ModelError, NetworkSpec, Task};
+use vision_mamba_models::weights::shipped::{Shipped, DEHAZE};
+use vision_mamba_models::{build, weights, Built, ModelError, NetworkSpec, ParamStore, Task};
 use vision_mamba_ops::Meter;
 
 use crate::cli::args::CheckpointChoice;
@@ -43,33 +45,41 @@ pub struct Cost {
 }
 
 impl Dehazer {
-    /// The network that is used when none is named. **This is the one place where default weights are looked up**; none ship yet.
-    pub fn default_weights(_device: Device) -> Result<Self> {
-        Err(Misuse::error(
-            "no weights ship with this version yet; use --method dcp (dark channel prior, needs none), or give a trained network by --run RUN_DIR or --weights FILE.safetensors",
-        ))
+    /// The network that is used when none is named.
+    pub fn default_weights(device: Device) -> Result<Self> {
+        let Shipped { name, content } = DEHAZE;
+        let name = Path::new(name);
+        let metadata = weights::read_metadata_from(name, content)?;
+        let spec = spec_of(name, &metadata)?;
+        Self::load(spec, name, device, |params| {
+            weights::load_strict_from(name, content, params)
+        })
     }
 
     /// The network of a run folder.
     pub fn of_run(run: &Path, which: Option<CheckpointChoice>, device: Device) -> Result<Self> {
         let folder = RunFolder::open(run)?;
         let spec = folder.network()?;
-        Self::load(&folder.pick_checkpoint(which)?, spec, run, device)
+        let file = folder.pick_checkpoint(which)?;
+        Self::load(spec, run, device, |params| {
+            weights::load_strict(&file, params)
+        })
     }
 
     /// The network of a file that says what network it is for, as `weights import` writes them.
     pub fn of_weights(file: &Path, device: Device) -> Result<Self> {
-        let metadata = weights::read_metadata(file)?;
-        let network = metadata.get("network").ok_or_else(|| ModelError::BadFile {
-            path: file.to_path_buf(),
-            reason: "says of no network what it is; write it with `weights import`".to_string(),
-        })?;
-        let spec = serde_json::from_str(network)
-            .with_context(|| format!("{}: its network cannot be read", file.display()))?;
-        Self::load(file, spec, file, device)
+        let spec = spec_of(file, &weights::read_metadata(file)?)?;
+        Self::load(spec, file, device, |params| {
+            weights::load_strict(file, params)
+        })
     }
 
-    fn load(file: &Path, spec: NetworkSpec, named: &Path, device: Device) -> Result<Self> {
+    fn load(
+        spec: NetworkSpec,
+        named: &Path,
+        device: Device,
+        fill: impl FnOnce(&ParamStore) -> Result<(), ModelError>,
+    ) -> Result<Self> {
         spec.validate()
             .with_context(|| format!("{}: its network cannot be built", named.display()))?;
         if spec.task() != Task::Restoration {
@@ -87,7 +97,7 @@ impl Dehazer {
             )));
         }
         let built = build(&spec, device)?;
-        weights::load_strict(file, &built.params)?;
+        fill(&built.params)?;
         Ok(Self { built, device })
     }
 
@@ -169,6 +179,16 @@ impl Dehazer {
             .fold(0.0, f64::max);
         Ok(largest > SEEN)
     }
+}
+
+/// The network that a file of weights says it is for.
+fn spec_of(file: &Path, metadata: &BTreeMap<String, String>) -> Result<NetworkSpec> {
+    let network = metadata.get("network").ok_or_else(|| ModelError::BadFile {
+        path: file.to_path_buf(),
+        reason: "says of no network what it is; write it with `weights import`".to_string(),
+    })?;
+    serde_json::from_str(network)
+        .with_context(|| format!("{}: its network cannot be read", file.display()))
 }
 
 /// Pictures (B, 3, rows, columns) of any size -> clear ones. Sides that the network cannot take are continued by reflection, or, where there is

@@ -3,10 +3,12 @@
 pub mod checkpoint;
 pub mod import;
 mod safetensors;
+pub mod shipped;
 
 pub use self::checkpoint::{read_values, Checkpoint};
 pub use self::import::{import, Import};
 
 pub use self::safetensors::{
-    load_strict, read_metadata, read_tensors, save_safetensors, save_tensors,
+    load_strict, load_strict_from, read_metadata, read_metadata_from, read_tensors,
+    save_safetensors, save_tensors,
 };

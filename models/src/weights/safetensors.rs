@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -156,7 +156,20 @@ fn make_readable(_file: &File) -> std::io::Result<()> {
 /// Copies a file's values into the network. All names must be there, none besides, all of the right shape; otherwise
 /// nothing is changed. Other float kinds are converted. Second names of shared tensors may be absent, but may not differ.
 pub fn load_strict(path: &Path, params: &ParamStore) -> Result<(), ModelError> {
-    let mut file = Opened::new(path)?;
+    load(Opened::new(path)?, params)
+}
+
+/// [`load_strict`] of a file's content that lies in memory under a name.
+pub fn load_strict_from(
+    name: &Path,
+    content: &[u8],
+    params: &ParamStore,
+) -> Result<(), ModelError> {
+    load(Opened::of_content(name, content)?, params)
+}
+
+fn load(mut file: Opened, params: &ParamStore) -> Result<(), ModelError> {
+    let path = file.path;
     file.check_names(params)?;
     let mut values = HashMap::new();
     for (name, tensor, kind) in params.entries() {
@@ -195,14 +208,15 @@ pub fn load_strict(path: &Path, params: &ParamStore) -> Result<(), ModelError> {
 
 /// The text stored beside the tensors.
 pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    let file = Opened::new(path)?;
-    Ok(file
-        .header
-        .metadata()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect())
+    Ok(Opened::new(path)?.metadata())
+}
+
+/// [`read_metadata`] of a file's content that lies in memory under a name.
+pub fn read_metadata_from(
+    name: &Path,
+    content: &[u8],
+) -> Result<BTreeMap<String, String>, ModelError> {
+    Ok(Opened::of_content(name, content)?.metadata())
 }
 
 /// Bitwise, so that a NaN equals itself.
@@ -210,10 +224,14 @@ fn same_values(a: &Tensor, b: &Tensor) -> bool {
     a.equal(b) || Stored::of(a).ok().map(|s| s.bytes) == Stored::of(b).ok().map(|s| s.bytes)
 }
 
+trait ReadSeek: Read + Seek {}
+
+impl<T: Read + Seek> ReadSeek for T {}
+
 /// An open file whose header has been found to agree with its length.
 struct Opened<'p> {
     path: &'p Path,
-    file: File,
+    file: Box<dyn ReadSeek + 'p>,
     header: Metadata,
     data_start: u64,
 }
@@ -224,12 +242,29 @@ impl<'p> Opened<'p> {
             path: path.to_path_buf(),
             source,
         };
+        let file = File::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        Self::of(path, Box::new(file), length)
+    }
+
+    fn of_content(name: &'p Path, content: &'p [u8]) -> Result<Self, ModelError> {
+        let length = content.len() as u64;
+        Self::of(name, Box::new(Cursor::new(content)), length)
+    }
+
+    fn of(
+        path: &'p Path,
+        mut file: Box<dyn ReadSeek + 'p>,
+        length: u64,
+    ) -> Result<Self, ModelError> {
+        let io = |source| ModelError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
         let bad = |reason: String| ModelError::BadFile {
             path: path.to_path_buf(),
             reason,
         };
-        let mut file = File::open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?.len();
         let not_safetensors = "no safetensors file (other formats must be imported first)";
         if length < LENGTH_BYTES {
             return Err(bad(format!("{length} bytes long, {not_safetensors}")));
@@ -263,6 +298,11 @@ impl<'p> Opened<'p> {
             header,
             data_start,
         })
+    }
+
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let metadata = self.header.metadata().clone().unwrap_or_default();
+        metadata.into_iter().collect()
     }
 
     /// Compares names, shapes and kinds with the network's.
