@@ -36,6 +36,9 @@ pub struct Entry {
     pub obtain: Vec<String>,
     /// The folder as downloaded, drawn as a tree.
     pub tree: String,
+    /// Of pictures: the folder that holds it where a download holds others beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
     /// Names of the channels, in the order of the files; they choose the normalisation.
     #[serde(default)]
     pub channels: Vec<String>,

@@ -55,17 +55,18 @@ impl Kept {
         })
     }
 
-    /// The label map of a case.
-    pub fn file(&self, id: &str, dataset: &Dataset) -> PathBuf {
-        let ending = label_ending(&dataset.info.file_ending);
+    /// The prediction of a case.
+    pub fn file(&self, id: &str, ending: &str) -> PathBuf {
         self.folder.join(format!("{id}{ending}"))
     }
 
-    fn is_current(&self, id: &str, file: &Path, state: &str) -> bool {
+    /// Whether a prediction is what would be made now.
+    pub fn is_current(&self, id: &str, file: &Path, state: &str) -> bool {
         file.is_file() && self.states.get(id).is_some_and(|s| s == state)
     }
 
-    fn remember(&mut self, id: &str, state: String) -> Result<()> {
+    /// Remembers what a prediction was made of.
+    pub fn remember(&mut self, id: &str, state: String) -> Result<()> {
         self.states.insert(id.into(), state);
         write_json(&self.folder.join(STATES), &self.states)
     }
@@ -85,7 +86,8 @@ pub fn state_of_run(run: &Run, settings: &Settings) -> Result<u64> {
     Ok(hasher.finish())
 }
 
-fn file_into(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
+/// A file's content.
+pub fn file_into(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
     let mut file =
         std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut block = vec![0; 1 << 20];
@@ -131,7 +133,7 @@ impl<'a> Predictor<'a> {
         kept: &mut Kept,
         on_window: &mut OnWindow,
     ) -> Result<(PathBuf, bool)> {
-        let file = kept.file(&task.id, dataset);
+        let file = kept.file(&task.id, label_ending(&dataset.info.file_ending));
         let state = self.state(task, dataset, split)?;
         if kept.is_current(&task.id, &file, &state) {
             return Ok((file, true));

@@ -273,10 +273,15 @@ pub fn definition(entry: &Entry, protocol: &Protocol) -> Vec<(String, String)> {
     .to_vec()
 }
 
+/// Whether a metric is 0 for what is perfect.
+pub fn grows_worse(column: &str) -> bool {
+    ["HD", "HD95", "ASSD", "CIEDE2000"].contains(&column)
+}
+
 /// A number with as many places as it deserves.
 pub fn shown(column: &str, value: f64) -> String {
     match column {
-        "PSNR" | "HD" | "HD95" | "ASSD" => format!("{value:.2}"),
+        "PSNR" | "HD" | "HD95" | "ASSD" | "CIEDE2000" => format!("{value:.2}"),
         _ => format!("{value:.4}"),
     }
 }
@@ -294,7 +299,7 @@ impl Results {
     /// Own and published rows, best first by the first column; distances grow towards the worse.
     fn lines(&self) -> Vec<Line> {
         let first = self.columns.first().cloned().unwrap_or_default();
-        let worse = ["HD", "HD95", "ASSD"].contains(&first.as_str());
+        let worse = grows_worse(&first);
         let key = |v: Option<f64>| match (v, worse) {
             (None, _) => f64::INFINITY,
             (Some(v), true) => v,

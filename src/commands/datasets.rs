@@ -20,12 +20,17 @@ use crate::cli::progress::Progress;
 
 /// Opens a data set and says what was decided about it.
 pub fn open(folder: &Path, printer: &Printer) -> Result<Dataset> {
-    let dataset = Dataset::open(folder)?;
+    Ok(open_with_problems(folder, printer)?.0)
+}
+
+/// The same with what is amiss with its names and lists.
+pub fn open_with_problems(folder: &Path, printer: &Printer) -> Result<(Dataset, Vec<Problem>)> {
+    let (dataset, problems) = Dataset::open_with_problems(folder)?;
     printer.detail(&format!("{}: {}", folder.display(), dataset.layout));
     for note in &dataset.notes {
         printer.message(&format!("note: {note}"));
     }
-    Ok(dataset)
+    Ok((dataset, problems))
 }
 
 /// Reads all files and lists all problems.
@@ -42,7 +47,10 @@ pub fn verify(args: &DatasetsVerifyArgs, global: &Global, printer: &Printer) -> 
                 || pictures.speaks_of_haze(&args.dataset)
                 || (outcome.is_err() && pictures.has_pairs()) =>
         {
-            let pictures = entry.into_iter().fold(pictures, Pictures::against);
+            let pictures = match entry {
+                Some(entry) => pictures.against(&args.dataset, entry)?,
+                None => pictures,
+            };
             with_bar(printer, "verifying", pictures.cases(), |progress| {
                 pictures.run(&args.dataset, threads(global), progress)
             })

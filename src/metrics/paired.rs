@@ -24,14 +24,16 @@ const COUNTED: usize = 50;
 
 /// Compares pairs of numbers; `None` without any.
 pub fn paired(pairs: &[(f64, f64)]) -> Option<Paired> {
-    if pairs.is_empty() {
+    // the PSNR of equal pictures has no end: two such differ by nothing that could be averaged
+    let finite = |d: &f64| d.is_finite();
+    let differences: Vec<f64> = pairs.iter().map(|(a, b)| a - b).filter(finite).collect();
+    if differences.is_empty() {
         return None;
     }
-    let differences: Vec<f64> = pairs.iter().map(|(a, b)| a - b).collect();
     let count = |sign: f64| differences.iter().filter(|d| **d * sign > 0.0).count();
     Some(Paired {
-        cases: pairs.len(),
-        mean: differences.iter().sum::<f64>() / pairs.len() as f64,
+        cases: differences.len(),
+        mean: differences.iter().sum::<f64>() / differences.len() as f64,
         interval_95: interval(&differences),
         wilcoxon_p: wilcoxon(&differences),
         larger: (count(1.0), count(-1.0)),

@@ -15,6 +15,8 @@ use crate::benchmark::results::{shown, value, Entered, Results, OVERALL};
 pub struct Looked {
     /// What stands above it, as `worst: case_7, Dice 0.41`.
     pub title: String,
+    /// What stands side by side, as `image, reference and prediction`.
+    pub beside: &'static str,
     /// What each picture shows, as `slice 12 of 40`, and its JPEG file.
     pub slices: Vec<(String, Vec<u8>)>,
 }
@@ -233,9 +235,10 @@ fn look(out: &mut String, number: usize, case: &Looked) {
         };
         let _ = writeln!(
             out,
-            "<figure{hidden}><img alt=\"image, reference and prediction, {0}\" src=\"data:image/jpeg;base64,{1}\"><figcaption>{0}</figcaption></figure>",
+            "<figure{hidden}><img alt=\"{2}, {0}\" src=\"data:image/jpeg;base64,{1}\"><figcaption>{0}</figcaption></figure>",
             escaped(words),
-            STANDARD.encode(jpeg)
+            STANDARD.encode(jpeg),
+            escaped(case.beside)
         );
     }
     *out += "</section>\n";
@@ -282,8 +285,10 @@ fn range(values: &[f64], column: &str) -> (f64, f64) {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     match column {
-        "PSNR" | "HD" | "HD95" | "ASSD" if most > least => (least.min(0.0), most * 1.05),
-        "PSNR" | "HD" | "HD95" | "ASSD" => (0.0, most.max(1.0)),
+        "PSNR" | "HD" | "HD95" | "ASSD" | "CIEDE2000" if most > 0.0 => {
+            (least.min(0.0), most * 1.05)
+        }
+        "PSNR" | "HD" | "HD95" | "ASSD" | "CIEDE2000" => (0.0, 1.0),
         _ => (0.0, 1.0),
     }
 }

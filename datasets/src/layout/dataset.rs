@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::description::DatasetJson;
 use super::input::{load_channels, read_channels, InputCase};
 use super::masks::StoredLabels;
+use super::problem::Problem;
 use super::Survey;
 use crate::io::spatial_size;
 use crate::{DataError, Fold, Image, LabelMap, Result};
@@ -77,11 +78,20 @@ pub struct Dataset {
 impl Dataset {
     /// Opens a data set that has at least one training case, of any of the known conventions.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
-        let Survey { dataset, fatal, .. } = super::survey(root.as_ref())?;
+        Ok(Self::open_with_problems(root)?.0)
+    }
+
+    /// The same with what is amiss with its names and lists and lames single cases; their files are not read.
+    pub fn open_with_problems(root: impl AsRef<Path>) -> Result<(Self, Vec<Problem>)> {
+        let Survey {
+            dataset,
+            fatal,
+            problems,
+        } = super::survey(root.as_ref())?;
         // One at a time is mended best; `verify` lists all.
         match fatal.into_iter().next() {
             Some(error) => Err(error),
-            None => Ok(dataset),
+            None => Ok((dataset, problems)),
         }
     }
 

@@ -14,13 +14,18 @@ pub(super) struct ImageFile {
     pub ending: &'static str,
 }
 
+/// Names that other programs leave in folders: hidden files, the index files of a Mac and the folder that its archives keep them in.
+pub(crate) fn is_junk(name: &str) -> bool {
+    name.starts_with('.') || ["__MACOSX", "Thumbs.db", "desktop.ini"].contains(&name)
+}
+
 /// Entries of a folder: subfolders and files, sorted by name, without hidden ones, which are other programs' business: the index files of a
 /// Mac, half-written images.
 pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut folders, mut files) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(|e| DataError::listing(folder, e))? {
         let path = entry.map_err(|e| DataError::listing(folder, e))?.path();
-        if name_of(&path).starts_with('.') {
+        if is_junk(&name_of(&path)) {
             continue;
         }
         match path.is_dir() {

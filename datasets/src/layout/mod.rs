@@ -9,7 +9,7 @@ pub mod convert;
 mod dataset;
 mod decathlon;
 mod description;
-mod files;
+pub(crate) mod files;
 pub mod input;
 mod masks;
 mod nnunet;

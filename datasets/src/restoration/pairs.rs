@@ -14,6 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::catalog::Entry;
+use crate::layout::files::is_junk;
 use crate::random::Random;
 use crate::{DataError, Result};
 
@@ -173,7 +175,7 @@ fn listed(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         let path = entry.map_err(|e| DataError::listing(folder, e))?.path();
         let hidden = path
             .file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with('.'));
+            .is_some_and(|n| is_junk(&n.to_string_lossy()));
         let ending = path
             .extension()
             .map(|e| e.to_string_lossy().to_lowercase())
@@ -189,6 +191,24 @@ fn listed(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     folders.sort();
     pictures.sort();
     Ok((folders, pictures))
+}
+
+/// The nearest folder of a name below another, upper and lower case alike.
+fn folder_called(root: &Path, called: &str, depth: usize) -> Result<Option<PathBuf>> {
+    if depth == DEEPEST {
+        return Ok(None);
+    }
+    let (folders, _) = listed(root)?;
+    let own = |f: &&PathBuf| words(&name(f)).iter().any(|w| w == called);
+    if let Some(found) = folders.iter().find(own) {
+        return Ok(Some(found.clone()));
+    }
+    for folder in &folders {
+        if let Some(found) = folder_called(folder, called, depth + 1)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 fn stem(path: &Path) -> String {
@@ -426,6 +446,26 @@ impl Pairing {
                 remedy: "give a folder with `hazy` and `clear` (or `GT`) in it, or one of clear pictures".into(),
             });
         }
+        Ok(found)
+    }
+
+    /// The pairs of an entry of the catalogue: of its own folder, where a download holds several data sets, and of its test part, where it has
+    /// parts.
+    pub fn of_entry(root: &Path, entry: &Entry) -> Result<Self> {
+        let own = match &entry.within {
+            Some(folder) => folder_called(root, folder, 0)?,
+            None => None,
+        };
+        let mut found = Self::find(own.as_deref().unwrap_or(root))?;
+        if found.pairs.iter().any(|p| p.part == Part::Test) {
+            let tests = |path: &Path| {
+                let below = path.strip_prefix(root).unwrap_or(path);
+                matches!(part_of(below), Part::Test | Part::Unstated)
+            };
+            found.pairs.retain(|p| p.part == Part::Test);
+            found.unmatched.retain(|(path, _)| tests(path));
+        }
+        found.pairs.retain(|p| p.hazy.is_some());
         Ok(found)
     }
 

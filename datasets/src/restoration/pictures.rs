@@ -135,6 +135,18 @@ pub(super) fn border(
     }
 }
 
+/// The hazy and the clear picture of a pair, on the hazy one's pixels.
+pub fn read_pair(pair: &Pair) -> Result<(RgbImage, RgbImage)> {
+    let read = read(pair)?;
+    match read.hazy {
+        Some(hazy) => Ok((hazy, read.clear)),
+        None => Err(DataError::Case {
+            case: pair.id.clone(),
+            problem: "it has no hazy picture; add it".into(),
+        }),
+    }
+}
+
 fn read(pair: &Pair) -> Result<Pictures> {
     let mut clear = read_rgb(&pair.clear)?;
     let size = |image: &RgbImage| [image.height() as usize, image.width() as usize];

@@ -1,5 +1,7 @@
 //! All that is wrong with a folder of hazy and clear pictures, in one go.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use super::pairs::{Pair, Pairing, Part};
@@ -43,11 +45,13 @@ impl Verification {
         })
     }
 
-    /// Compares it with this entry of the catalogue.
-    #[must_use]
-    pub fn against(mut self, entry: &'static Entry) -> Self {
+    /// Compares it with this entry of the catalogue, whose pictures alone count where the folder holds other data sets too.
+    pub fn against(mut self, root: &Path, entry: &'static Entry) -> Result<Self> {
+        if entry.within.is_some() {
+            self.found = Pairing::of_entry(root, entry)?;
+        }
         self.entry = Some(entry);
-        self
+        Ok(self)
     }
 
     /// Number of pairs to read.
@@ -64,8 +68,21 @@ impl Verification {
             })
             .collect();
         let pairs = &self.found.pairs;
-        for_each_in_order(pairs, threads, look_at, |pair, found: Vec<Problem>| {
+        let mut contents: HashMap<u64, String> = HashMap::new();
+        for_each_in_order(pairs, threads, look_at, |pair, (found, content)| {
+            let found: Vec<Problem> = found;
             problems.extend(found.into_iter().map(|p| p.of(&pair.id)));
+            if let (Some(content), Some(hazy)) = (content, &pair.hazy) {
+                match contents.get(&content) {
+                    Some(other) => {
+                        let problem = format!("its hazy picture is that of `{other}`");
+                        let twice =
+                            Problem::warning(Kind::DuplicateCase, problem, "keep one of them");
+                        problems.push(twice.at(hazy).of(&pair.id));
+                    }
+                    None => drop(contents.insert(content, pair.id.clone())),
+                }
+            }
             progress(&pair.id);
         });
         if pairs.is_empty() {
@@ -123,18 +140,27 @@ fn plain(id: &str) -> String {
     id.rsplit('/').next().unwrap_or(id).to_owned()
 }
 
-fn look_at(pair: &Pair) -> Vec<Problem> {
+/// What is wrong with a pair, and its hazy picture's content as a number.
+fn look_at(pair: &Pair) -> (Vec<Problem>, Option<u64>) {
     let mut problems = Vec::new();
-    let mut size = |path: &Path| match read_image(path) {
-        Ok(image) => Some(image.spatial_size().to_vec()),
+    let mut look = |path: &Path| match read_image(path) {
+        Ok(image) => {
+            let mut hasher = DefaultHasher::new();
+            image
+                .data
+                .iter()
+                .for_each(|v| v.to_bits().hash(&mut hasher));
+            Some((image.spatial_size().to_vec(), hasher.finish()))
+        }
         Err(error) => {
             problems.push(Problem::from_error(&error));
             None
         }
     };
-    let clear = size(&pair.clear);
-    let hazy = pair.hazy.as_deref().map(|path| (path, size(path)));
-    if let (Some(clear), Some((path, Some(hazy)))) = (clear, hazy) {
+    let clear = look(&pair.clear);
+    let hazy = pair.hazy.as_deref().map(|path| (path, look(path)));
+    let content = hazy.as_ref().and_then(|(_, found)| Some(found.as_ref()?.1));
+    if let (Some((clear, _)), Some((path, Some((hazy, _))))) = (clear, hazy) {
         if border(path, &hazy, &pair.clear, &clear).is_err() {
             let problem = format!(
                 "is {}x{} pixels, its clear picture {}x{}",
@@ -144,5 +170,5 @@ fn look_at(pair: &Pair) -> Vec<Problem> {
             problems.push(Problem::error(Kind::ShapeMismatch, problem, remedy).at(path));
         }
     }
-    problems
+    (problems, content)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::CheckpointChoice;
+use super::{CheckpointChoice, DehazeMethod};
 use crate::precision::Precision;
 
 /// Which cases are scored.
@@ -35,6 +35,9 @@ pub struct BenchmarkArgs {
     /// Predictions that another program made
     #[arg(long = "pred", value_name = "[NAME=]DIR")]
     pub predictions: Vec<String>,
+    /// Of pictures also: the dark channel prior, or the weights that ship
+    #[arg(long = "method", value_enum, value_name = "METHOD")]
+    pub methods: Vec<DehazeMethod>,
     /// A protocol of `datasets show NAME` [default: its first]
     #[arg(long, value_name = "NAME")]
     pub protocol: Option<String>,
@@ -53,4 +56,10 @@ pub struct BenchmarkArgs {
     /// Do not average over mirrored inputs (faster)
     #[arg(long)]
     pub no_mirroring: bool,
+    /// Of pictures: memory to use, in GB, as `dehaze` has it [default: half of what is free]
+    #[arg(long, value_name = "GB")]
+    pub max_memory: Option<f64>,
+    /// Of pictures: longest side that is done at once, in pixels [default: what --max-memory allows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=65536))]
+    pub tile: Option<u32>,
 }

@@ -16,6 +16,24 @@ pub enum DehazeMethod {
     Dcp,
 }
 
+impl DehazeMethod {
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Dcp => "dcp",
+        }
+    }
+
+    /// In words.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Network => "the weights that ship",
+            Self::Dcp => "dark channel prior with a guided filter, with the settings that `dehaze --method dcp` has by itself",
+        }
+    }
+}
+
 /// A format to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormatChoice {
