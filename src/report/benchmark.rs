@@ -2,6 +2,7 @@
 //!
 //! Nothing is fetched. Plots are drawn as SVG; without scripts the first slice of every case stands there and tables keep their order.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use base64::engine::general_purpose::STANDARD;
@@ -9,6 +10,7 @@ use base64::Engine;
 
 use super::html::{escaped, STYLE as COMMON};
 use crate::benchmark::results::{shown, value, Entered, Results, OVERALL};
+use crate::benchmark::score::CaseRow;
 
 /// A case to look through: JPEG files of its slices.
 #[derive(Debug, Clone)]
@@ -258,6 +260,10 @@ fn plots(out: &mut String, results: &Results) {
     }
     let _ = writeln!(out, "<h2>{} by class</h2>\n<p>Median, quartiles, and whiskers over all cases; a point for each case.</p>", escaped(column));
     *out += &boxes(&results.entrants, column);
+    if results.entrants[0].rows.len() > 1 {
+        let _ = writeln!(out, "<h2>{} by case</h2>\n<p>Cases in the order of {}; the name of a point is shown where the mouse rests, and all are in the table below.</p>", escaped(column), escaped(&results.entrants[0].name));
+        *out += &by_case(&results.entrants, column);
+    }
     if results
         .entrants
         .iter()
@@ -330,6 +336,7 @@ fn boxes(entrants: &[Entered], column: &str) -> String {
             .rows
             .iter()
             .filter_map(|r| value(r, class, column))
+            .filter(|v| v.is_finite())
             .collect();
         values.sort_by(f64::total_cmp);
         values
@@ -391,11 +398,53 @@ fn boxes(entrants: &[Entered], column: &str) -> String {
     svg + "</svg>\n"
 }
 
+/// A point for each case and entrant, in the order of the first entrant's numbers.
+fn by_case(entrants: &[Entered], column: &str) -> String {
+    let number = |row: &CaseRow| value(row, OVERALL, column).filter(|v| v.is_finite());
+    let mut order: Vec<(f64, &str)> = (entrants[0].rows.iter())
+        .filter_map(|row| Some((number(row)?, row.case.as_str())))
+        .collect();
+    order.sort_by(|a, b| a.0.total_cmp(&b.0));
+    order.truncate(MOST_ROWS);
+    let places: BTreeMap<&str, usize> = order.iter().enumerate().map(|(i, c)| (c.1, i)).collect();
+    let points: Vec<(usize, usize, &str, f64)> = (entrants.iter().enumerate())
+        .flat_map(|(entrant, e)| {
+            let places = &places;
+            e.rows.iter().filter_map(move |row| {
+                let place = places.get(row.case.as_str())?;
+                Some((entrant, *place, row.case.as_str(), number(row)?))
+            })
+        })
+        .collect();
+    let values: Vec<f64> = points.iter().map(|p| p.3).collect();
+    let width = 720.0;
+    let mut svg = format!(
+        "<svg role=\"img\" aria-label=\"{} by case\" width=\"{width}\" viewBox=\"0 0 {width} {:.0}\">",
+        escaped(column),
+        HEIGHT + TOP + 10.0
+    );
+    let place = axis(&mut svg, range(&values, column), width);
+    let step = (width - LEFT - 20.0) / order.len().max(1) as f64;
+    for (entrant, at, case, number) in points {
+        let _ = write!(
+            svg,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{}\" fill-opacity=\".7\"><title>{}: {}</title></circle>",
+            LEFT + 8.0 + step * (at as f64 + 0.5),
+            place(number),
+            COLOURS[entrant % COLOURS.len()],
+            escaped(case),
+            shown(column, number)
+        );
+    }
+    svg + "</svg>\n"
+}
+
 fn scatter(entrants: &[Entered], column: &str) -> String {
     let points: Vec<(usize, f64, f64)> = (entrants.iter().enumerate())
         .flat_map(|(i, e)| {
             e.rows.iter().flat_map(|r| &r.classes).filter_map(move |c| {
                 let number = c.numbers.get(column).copied().flatten()?;
+                let number = number.is_finite().then_some(number)?;
                 Some((i, c.size.filter(|s| *s > 0.0)?, number))
             })
         })

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -354,7 +353,7 @@ impl Scorer for Pictures<'_> {
                 }
             },
         );
-        if let Ok(mut bar) = bar.lock() {
+        if let Ok(bar) = bar.lock() {
             bar.finish();
         }
         for (id, error) in broken {
