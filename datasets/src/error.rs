@@ -68,6 +68,14 @@ pub enum DataError {
         /// The known conventions.
         known: String,
     },
+    /// A folder holds several data sets.
+    #[error("{} holds several data sets: {found}; give the folder of one of them", path.display())]
+    SeveralDatasets {
+        /// The folder.
+        path: PathBuf,
+        /// Theirs.
+        found: String,
+    },
     /// The grey values of a mask cannot be told for classes.
     #[error("{} {problem}; save the mask as a PNG of class numbers (0, 1, 2, ...) or of black and white", path.display())]
     MaskValues {

@@ -363,10 +363,12 @@ fn acdc(root: &Path) {
             list += &format!("{name}\n");
         }
     }
-    let volume = source.join("patient003_frame02.h5");
-    for name in ["patient003_frame01", "patient003_frame02"] {
-        fs::copy(&volume, root.join(format!("data/{name}.h5"))).unwrap();
-    }
+    fs::copy(
+        source.join("patient003_frame02.h5"),
+        root.join("data/patient003_frame02.h5"),
+    )
+    .unwrap();
+    util::downloads::hdf5(&root.join("data/patient003_frame01.h5"), 1, 4);
     fs::write(root.join("train_slices.list"), list).unwrap();
     fs::write(root.join("val.list"), "patient003_frame01\n").unwrap();
     fs::write(root.join("test.list"), "patient003_frame02\n\n").unwrap();

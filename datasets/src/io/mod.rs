@@ -91,7 +91,8 @@ const FORMATS: &[Format] = &[
         write_values: Some(tiff::write),
     },
     Format {
-        endings: &[".h5", ".hdf5"],
+        // TransUNet calls the HDF5 file of a volume CASE.npy.h5
+        endings: &[".npy.h5", ".h5", ".hdf5"],
         read: hdf5::read,
         read_labels: hdf5::read_labels,
         size: hdf5::size,

@@ -1,5 +1,6 @@
 //! Benchmark data sets as they are downloaded, by the patterns of the catalogue.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -8,7 +9,7 @@ use super::dataset::{Case, Dataset};
 use super::description::{Draft, CHANNELS};
 use super::files::{commonest_ending, images};
 use super::masks::StoredLabels;
-use super::pattern::Places;
+use super::pattern::{Pattern, Places};
 use super::problem::{Kind, Problem};
 use super::Survey;
 use crate::catalog::{entries, Entry, FileLayout, Part, Task};
@@ -30,13 +31,31 @@ fn entry_of(root: &Path) -> Option<&'static Entry> {
 
 /// Whether a case of a layout lies in a folder, with its reference where there should be one.
 fn lies_in(layout: &FileLayout, root: &Path) -> bool {
-    let Ok(found) = layout.images[0].find(root) else {
-        return false;
-    };
-    found.iter().any(|(places, _)| match &layout.reference {
-        Some(reference) => reference.fill(root, places).is_some_and(|p| p.is_file()),
+    let found = layout.images[0].find(root).unwrap_or_default();
+    match &layout.reference {
+        _ if found.is_empty() => false,
         None => true,
-    })
+        Some(reference) => {
+            let there = by_places(reference, root).unwrap_or_default();
+            let has = |(places, _): &(Places, PathBuf)| there.contains_key(&key(reference, places));
+            found.iter().any(has)
+        }
+    }
+}
+
+/// What a pattern's own places stand for, upper and lower case alike.
+fn key(pattern: &Pattern, places: &Places) -> Vec<String> {
+    let value = |place: &str| Some(places.get(place)?.to_lowercase());
+    pattern.places().filter_map(value).collect()
+}
+
+/// The files that fit a pattern, by what its places stand for.
+fn by_places(pattern: &Pattern, root: &Path) -> Result<BTreeMap<Vec<String>, PathBuf>> {
+    // of several the first counts
+    let found = pattern.find(root)?.into_iter().rev();
+    Ok(found
+        .map(|(places, path)| (key(pattern, &places), path))
+        .collect())
 }
 
 /// The entry that a data set was opened by.
@@ -97,7 +116,8 @@ pub(super) fn survey(root: &Path) -> Result<Survey> {
         cases.sort_by(|a, b| a.id.cmp(&b.id));
         for at in (1..cases.len()).rev() {
             if cases[at].id == cases[at - 1].id {
-                let problem = "it is there twice, in two forms of the data set";
+                let other = cases[at - 1].images[0].display();
+                let problem = format!("it is there twice: {other} is used");
                 let twice = Problem::warning(Kind::DuplicateCase, problem, "take one of them away");
                 problems.push(twice.at(&cases[at].images[0]).of(&cases[at].id));
                 cases.remove(at);
@@ -137,39 +157,54 @@ pub(super) fn survey(root: &Path) -> Result<Survey> {
 
 /// Every case of a layout; what its files lack becomes a problem when they are read.
 fn cases(root: &Path, layout: &FileLayout, survey: &mut Survey) -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
-    for (places, path) in layout.images[0].find(root)? {
-        let fill = |pattern: &super::pattern::Pattern| pattern.fill(root, &places);
-        let mut files = vec![path];
-        files.extend(layout.images[1..].iter().filter_map(fill));
-        let id = named(layout.case.as_deref(), &places);
-        let label = match layout.reference.as_ref().and_then(fill) {
-            Some(label) => label,
-            None => root.join("labelsTs").join(format!("{id}.nii.gz")),
+    let others = layout.images[1..].iter().chain(&layout.reference);
+    let there: Vec<_> = others.map(|p| by_places(p, root)).collect::<Result<_>>()?;
+    let first = layout.images[0].find(root)?;
+    // a reference whose image is missing would otherwise go unseen
+    if let (Some(reference), Some(found)) = (&layout.reference, there.last()) {
+        let known: BTreeSet<_> = first
+            .iter()
+            .map(|(places, _)| key(reference, places))
+            .collect();
+        for path in found
+            .iter()
+            .filter(|(k, _)| !known.contains(*k))
+            .map(|f| f.1)
+        {
+            survey.warning(
+                Kind::OrphanLabel,
+                path,
+                "a label map without image",
+                "add the image or take the label map away",
+            );
+        }
+    }
+    let case = |(places, path): (Places, PathBuf)| {
+        // the file that is there, else what it should be called
+        let file = |pattern: &Pattern, there: &BTreeMap<Vec<String>, PathBuf>| {
+            let found = there.get(&key(pattern, &places)).cloned();
+            found.or_else(|| pattern.fill(root, &places))
         };
-        cases.push(Case {
+        let mut files = vec![path];
+        files.extend(
+            layout.images[1..]
+                .iter()
+                .zip(&there)
+                .filter_map(|(p, t)| file(p, t)),
+        );
+        let id = named(layout.case.as_deref(), &places);
+        let reference = layout.reference.as_ref().zip(there.last());
+        let label = reference.and_then(|(p, t)| file(p, t));
+        let label = label.unwrap_or_else(|| root.join("labelsTs").join(format!("{id}.nii.gz")));
+        Case {
             group: match &layout.group {
                 Some(group) => named(Some(group), &places),
                 None => id.clone(),
             },
             ..Case::new(id, files, label)
-        });
-    }
-    // a reference whose image is missing would otherwise go unseen
-    if let Some(reference) = &layout.reference {
-        for (places, path) in reference.find(root)? {
-            let image = layout.images[0].fill(root, &places);
-            if image.is_some_and(|image| !image.is_file()) {
-                survey.warning(
-                    Kind::OrphanLabel,
-                    &path,
-                    "a label map without image",
-                    "add the image or take the label map away",
-                );
-            }
         }
-    }
-    Ok(cases)
+    };
+    Ok(first.into_iter().map(case).collect())
 }
 
 /// A name put together of what the open places stand for.

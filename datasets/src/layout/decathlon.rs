@@ -1,7 +1,7 @@
 //! The Medical Segmentation Decathlon's layout, which nnU-Net v1 raw data sets share: a `dataset.json` that lists every file.
 //!
 //! Source: Antonelli et al., Nature Communications 2022, and the `dataset.json` of its tasks. Several modalities are the fourth axis of one NIfTI
-//! file. nnU-Net v1 kept the lists, but split the modalities in files `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...: a listed image that is
+//! file. AMOS22 has validation cases too, in imagesVa and labelsVa, and others list theirs as `validation`. nnU-Net v1 kept the lists, but split the modalities in files `CASE_0000.nii.gz`, `CASE_0001.nii.gz`, ...: a listed image that is
 //! not there is looked for under those names.
 
 use std::path::{Component, Path, PathBuf};
@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use super::dataset::{Case, Dataset};
 use super::description::{Draft, CHANNELS};
-use super::files::{commonest_ending, entries, images, name_of};
+use super::files::{commonest_ending, entries, images, name_of, ImageFile};
 use super::problem::{Kind, Problem};
 use super::Survey;
-use crate::{DataError, Result};
+use crate::{DataError, Fold, Result};
 
 #[derive(Deserialize)]
 struct OnDisk {
@@ -26,6 +26,8 @@ struct OnDisk {
     #[serde(default, rename = "numTraining")]
     num_training: Option<usize>,
     training: Vec<Pair>,
+    #[serde(default)]
+    validation: Vec<Pair>,
     #[serde(default)]
     test: Vec<Single>,
 }
@@ -80,19 +82,32 @@ pub(super) fn survey(root: &Path) -> Result<Survey> {
     };
     survey.dataset.listed = true;
     let channels = survey.dataset.info.channel_names.len().max(1);
-    for (number, pair) in raw.training.iter().enumerate() {
-        let field = format!("training[{number}]");
-        match case(
-            root,
-            &path,
-            &field,
-            &pair.image,
-            Some(&pair.label),
-            channels,
-        ) {
-            Ok(case) => survey.dataset.training.push(case),
-            Err(error) => survey.problems.push(Problem::from_error(&error)),
+    let mut held: Vec<String> = Vec::new();
+    for (list, pairs) in [("training", &raw.training), ("validation", &raw.validation)] {
+        for (number, pair) in pairs.iter().enumerate() {
+            let field = format!("{list}[{number}]");
+            match case(
+                root,
+                &path,
+                &field,
+                &pair.image,
+                Some(&pair.label),
+                channels,
+            ) {
+                Ok(case) => {
+                    if list == "validation" {
+                        held.push(case.id.clone());
+                    }
+                    survey.dataset.training.push(case);
+                }
+                Err(error) => survey.problems.push(Problem::from_error(&error)),
+            }
         }
+    }
+    if raw.validation.is_empty() {
+        let unlisted = validation_folders(root)?;
+        held.extend(unlisted.iter().map(|c| c.id.clone()));
+        survey.dataset.training.extend(unlisted);
     }
     for (number, single) in raw.test.iter().enumerate() {
         let field = format!("test[{number}]");
@@ -105,7 +120,7 @@ pub(super) fn survey(root: &Path) -> Result<Survey> {
             Err(error) => survey.problems.push(Problem::from_error(&error)),
         }
     }
-    let listed = survey.dataset.training.len();
+    let listed = survey.dataset.training.len() - held.len();
     match raw.num_training {
         Some(claimed) if claimed != listed => survey.error(
             Kind::NumTraining,
@@ -131,6 +146,16 @@ pub(super) fn survey(root: &Path) -> Result<Survey> {
             }
         }
     }
+    if !held.is_empty() {
+        held.sort();
+        held.dedup();
+        let mut train = dataset.training_ids();
+        train.retain(|id| held.binary_search(id).is_err());
+        dataset.official = Some(Fold {
+            train,
+            validation: held,
+        });
+    }
     let files = dataset.training.iter().flat_map(|c| c.images.clone());
     let endings = images(files.collect()).0;
     dataset.info.file_ending =
@@ -143,6 +168,23 @@ pub(super) fn survey(root: &Path) -> Result<Survey> {
             .push(DataError::json(&path, "training", problem));
     }
     Ok(survey)
+}
+
+/// Cases in folders for validation that no list names.
+fn validation_folders(root: &Path) -> Result<Vec<Case>> {
+    let (folder, labels) = (root.join("imagesVa"), root.join("labelsVa"));
+    if !folder.is_dir() || !labels.is_dir() {
+        return Ok(Vec::new());
+    }
+    let case = |file: ImageFile| {
+        let label = labels.join(name_of(&file.path));
+        Case::new(file.stem, vec![file.path], label)
+    };
+    Ok(images(entries(&folder)?.1)
+        .0
+        .into_iter()
+        .map(case)
+        .collect())
 }
 
 /// `{"0": "background", "1": "liver"}` as nnU-Net v2 has it, `{"background": 0, "liver": 1}`.
@@ -223,7 +265,9 @@ fn strangers(root: &Path, survey: &mut Survey) -> Result<()> {
     for (folder, kind, what) in [
         ("imagesTr", Kind::IgnoredFile, "an image"),
         ("imagesTs", Kind::IgnoredFile, "an image"),
+        ("imagesVa", Kind::IgnoredFile, "an image"),
         ("labelsTr", Kind::OrphanLabel, "a label map"),
+        ("labelsVa", Kind::OrphanLabel, "a label map"),
     ] {
         let folder = root.join(folder);
         if !folder.is_dir() {

@@ -38,6 +38,23 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((folders, files))
 }
 
+/// The path below a folder, each part spelt as on disk: where nothing is called exactly so, upper and lower case are alike.
+pub(super) fn below(root: &Path, relative: &str) -> PathBuf {
+    relative.split('/').fold(root.to_owned(), |folder, name| {
+        let exact = folder.join(name);
+        if exact.exists() {
+            return exact;
+        }
+        let (folders, files) = entries(&folder).unwrap_or_default();
+        let alike = |p: &PathBuf| name_of(p).eq_ignore_ascii_case(name);
+        folders
+            .into_iter()
+            .chain(files)
+            .find(alike)
+            .unwrap_or(exact)
+    })
+}
+
 /// The last part of a path, as text.
 pub(super) fn name_of(path: &Path) -> String {
     path.file_name()

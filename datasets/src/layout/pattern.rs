@@ -1,13 +1,15 @@
 //! Paths with open places: `training/{patient}/{patient}_frame{#frame}.nii.gz`.
 //!
-//! `{name}` stands for one or more characters other than `/`, `{#name}` for digits; a name that comes again stands for the same text.
+//! `{name}` stands for one or more characters other than `/`, `{#name}` for digits; a name that comes again stands for the same text. Upper and
+//! lower case are alike. Downloads differ from one another in two more ways that make no difference: a folder may hold one of its own name, as
+//! archives do that are unpacked into a folder, and a file may have another ending of its kind, as `.nii` for `.nii.gz`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{entries, name_of};
+use super::files::{below, entries, name_of};
 use crate::Result;
 
 /// What the open places stand for.
@@ -79,9 +81,9 @@ fn pieces(text: &str) -> std::result::Result<Vec<Piece>, String> {
 fn fit(pieces: &[Piece], name: &str, known: &Places) -> Option<Places> {
     match pieces.split_first() {
         None => name.is_empty().then(|| known.clone()),
-        Some((Piece::Text(text), rest)) => fit(rest, name.strip_prefix(text.as_str())?, known),
+        Some((Piece::Text(text), rest)) => fit(rest, after(name, text)?, known),
         Some((Piece::Open { name: open, digits }, rest)) => match known.get(open) {
-            Some(value) => fit(rest, name.strip_prefix(value.as_str())?, known),
+            Some(value) => fit(rest, after(name, value)?, known),
             // the shortest that leaves a fitting rest
             None => name
                 .char_indices()
@@ -96,6 +98,38 @@ fn fit(pieces: &[Piece], name: &str, known: &Places) -> Option<Places> {
     }
 }
 
+/// What follows a beginning, upper and lower case alike.
+fn after<'a>(name: &'a str, beginning: &str) -> Option<&'a str> {
+    let (own, rest) = name.split_at_checked(beginning.len())?;
+    own.eq_ignore_ascii_case(beginning).then_some(rest)
+}
+
+/// Endings of one kind.
+const KINDS: [&[&str]; 2] = [
+    &[".nii.gz", ".nii"],
+    &[".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"],
+];
+
+/// The last part of a path as it is, then with the other endings of its kind.
+fn with_endings(pieces: &[Piece]) -> Vec<Vec<Piece>> {
+    let mut all = vec![pieces.to_vec()];
+    let Some((Piece::Text(text), before)) = pieces.split_last() else {
+        return all;
+    };
+    let ending = |e: &&&str| text.ends_with(**e);
+    let kind = KINDS
+        .iter()
+        .find_map(|kind| Some((kind, kind.iter().find(ending)?)));
+    if let Some((kind, own)) = kind {
+        let stem = &text[..text.len() - own.len()];
+        for other in kind.iter().filter(|e| *e != own) {
+            let last = Piece::Text(format!("{stem}{other}"));
+            all.push(before.iter().cloned().chain([last]).collect());
+        }
+    }
+    all
+}
+
 impl Pattern {
     /// As it was written.
     pub fn text(&self) -> &str {
@@ -104,28 +138,36 @@ impl Pattern {
 
     /// Every file below `root` that fits, with what its open places stand for, in the order of the paths.
     pub fn find(&self, root: &Path) -> Result<Vec<(Places, PathBuf)>> {
+        let Some((file, folders)) = self.parts.split_last() else {
+            return Ok(Vec::new());
+        };
         let mut found = vec![(Places::new(), root.to_owned())];
-        for (depth, pieces) in self.parts.iter().enumerate() {
-            let last = depth + 1 == self.parts.len();
+        for pieces in folders {
             let mut next = Vec::new();
             for (known, folder) in found {
-                if let [Piece::Text(name)] = &pieces[..] {
-                    let path = folder.join(name);
-                    if (last && path.is_file()) || (!last && path.is_dir()) {
-                        next.push((known, path));
+                let fitting = match &pieces[..] {
+                    [Piece::Text(name)] => vec![(known, below(&folder, name))],
+                    _ => fitting(pieces, entries(&folder)?.0, &known),
+                };
+                for (known, path) in fitting.into_iter().filter(|f| f.1.is_dir()) {
+                    let again = below(&path, &name_of(&path));
+                    if again.is_dir() {
+                        next.push((known.clone(), again));
                     }
-                    continue;
-                }
-                let (folders, files) = entries(&folder)?;
-                for path in if last { files } else { folders } {
-                    if let Some(places) = fit(pieces, &name_of(&path), &known) {
-                        next.push((places, path));
-                    }
+                    next.push((known, path));
                 }
             }
             found = next;
         }
-        Ok(found)
+        let mut files = Vec::new();
+        for (known, folder) in found {
+            let there = entries(&folder)?.1;
+            for pieces in with_endings(file) {
+                files.extend(fitting(&pieces, there.clone(), &known));
+            }
+        }
+        files.sort_by(|a, b| a.1.cmp(&b.1));
+        Ok(files)
     }
 
     /// The path below `root` with its places filled; nothing where one of them is not known.
@@ -142,6 +184,12 @@ impl Pattern {
             Piece::Text(_) => None,
         })
     }
+}
+
+/// The paths whose names fit, with what open places then stand for.
+fn fitting(pieces: &[Piece], paths: Vec<PathBuf>, known: &Places) -> Vec<(Places, PathBuf)> {
+    let fits = |path: PathBuf| Some((fit(pieces, &name_of(&path), known)?, path));
+    paths.into_iter().filter_map(fits).collect()
 }
 
 fn filled(pieces: &[Piece], places: &Places) -> Option<String> {

@@ -152,7 +152,9 @@ impl Problem {
                 false => (Kind::List, Some(path)),
             },
             DataError::Empty { folder, .. } => (Kind::Empty, Some(folder)),
-            DataError::NoDataset { path, .. } => (Kind::Empty, Some(path)),
+            DataError::NoDataset { path, .. } | DataError::SeveralDatasets { path, .. } => {
+                (Kind::Empty, Some(path))
+            }
             DataError::MissingChannel { path, .. } => (Kind::MissingChannel, Some(path)),
             DataError::ChannelCount { path, .. } => (Kind::ExtraChannel, Some(path)),
             DataError::SizesDiffer { path, .. } => (Kind::ShapeMismatch, Some(path)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::dataset::{Case, Dataset};
 use super::description::DatasetJson;
-use super::files::{entries, images, name_of, read_list};
+use super::files::{below, entries, images, name_of, read_list};
 use super::problem::{Kind, Problem};
 use super::Survey;
 use crate::{DataError, Fold, Result};
@@ -40,7 +40,7 @@ pub(super) struct Convention {
 
 impl Convention {
     pub(super) fn recognises(&self, root: &Path) -> bool {
-        self.signs.iter().any(|sign| root.join(sign).exists())
+        self.signs.iter().any(|sign| below(root, sign).exists())
     }
 
     pub(super) fn survey(&self, root: &Path) -> Result<Survey> {
@@ -117,7 +117,7 @@ impl Convention {
 
     /// The names in the first of these lists that exists; a name twice is a problem.
     fn listed(&self, root: &Path, lists: &[&str], survey: &mut Survey) -> Result<Vec<String>> {
-        match lists.iter().map(|l| root.join(l)).find(|l| l.is_file()) {
+        match lists.iter().map(|l| below(root, l)).find(|l| l.is_file()) {
             None => Ok(Vec::new()),
             Some(list) => once(&list, read_list(&list)?, survey),
         }
@@ -125,14 +125,15 @@ impl Convention {
 
     /// The training slices and the list that names them; without a list all there are.
     fn slices(&self, root: &Path, survey: &mut Survey) -> Result<(Option<PathBuf>, Vec<Case>)> {
-        let list = self.train_lists.iter().map(|l| root.join(l));
+        let list = self.train_lists.iter().map(|l| below(root, l));
         let list = list.into_iter().find(|l| l.is_file());
         let names = match &list {
             Some(list) => once(list, read_list(list)?, survey)?,
             None => {
-                let place = self.slices.iter().find(|p| root.join(p.folder).is_dir());
-                match place {
-                    Some(place) => with_ending(&root.join(place.folder), place.ending)?,
+                let place = |p: &Place| (below(root, p.folder), p.ending);
+                let mut places = self.slices.iter().map(place);
+                match places.find(|(folder, _)| folder.is_dir()) {
+                    Some((folder, ending)) => with_ending(&folder, ending)?,
                     None => Vec::new(),
                 }
             }
@@ -170,8 +171,9 @@ impl Convention {
         validation: &[Case],
         slices: &[Case],
     ) -> Result<Vec<Case>> {
-        let place = self.volumes.iter().find(|p| root.join(p.folder).is_dir());
-        let Some(place) = place else {
+        let place = |p: &Place| (below(root, p.folder), p.ending);
+        let mut places = self.volumes.iter().map(place);
+        let Some((folder, ending)) = places.find(|(folder, _)| folder.is_dir()) else {
             return Ok(Vec::new());
         };
         let trained: BTreeSet<&str> = slices
@@ -179,7 +181,7 @@ impl Convention {
             .filter_map(|c| Some(c.slice_of.as_ref()?.0.as_str()))
             .chain(validation.iter().map(|c| c.id.as_str()))
             .collect();
-        let mut names = with_ending(&root.join(place.folder), place.ending)?;
+        let mut names = with_ending(&folder, ending)?;
         names.retain(|name| !trained.contains(name.as_str()));
         Ok(self.volumes(root, names))
     }
@@ -226,7 +228,7 @@ fn with_ending(folder: &Path, ending: &str) -> Result<Vec<String>> {
 
 /// The file of a name, or where it would first be looked for.
 fn find(root: &Path, places: &[Place], name: &str) -> PathBuf {
-    let file = |p: &Place| root.join(p.folder).join(format!("{name}{}", p.ending));
+    let file = |p: &Place| below(root, p.folder).join(format!("{name}{}", p.ending));
     let mut files = places.iter().map(file);
     files
         .clone()

@@ -156,18 +156,22 @@ pub fn compared(dataset: &Dataset, entry: &Entry) -> Vec<Problem> {
     };
     let held = dataset.official.as_ref().map_or(0, |f| f.validation.len());
     let (training, test) = (named(&dataset.training), named(&dataset.test));
-    problems.extend(missing(entry, |part| match part {
+    // slices of a set that is also there as downloaded are divided otherwise
+    let divided = dataset.of_slices && !entry.layouts.is_empty();
+    let of = |part| match part {
         Part::Training => Some((training.len() - held, &training[..])),
         Part::Validation => (held > 0).then_some((held, &training[..])),
         Part::Test => (!test.is_empty()).then_some((test.len(), &test[..])),
-    }));
+    };
+    problems.extend(missing(entry, !divided, of));
     problems
 }
 
 /// Parts of another size than a complete download's, with the names that are missing. `found` counts the cases of a part and names all that may
-/// be of it, with what they belong to; nothing where the part is not there at all, as one may do without it.
+/// be of it, with what they belong to; nothing where the part is not there at all, as one may do without it. Without `by_name` numbers alone count.
 pub(crate) fn missing<'a>(
     entry: &Entry,
+    by_name: bool,
     found: impl Fn(Part) -> Option<(usize, &'a [(String, String)])>,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -176,15 +180,19 @@ pub(crate) fn missing<'a>(
             continue;
         };
         let is_there = |name: &str| {
+            let name = name.to_lowercase();
+            let name = name.as_str();
             let own = |c: &&(String, String)| {
-                let longer =
-                    c.0.strip_prefix(name)
-                        .is_some_and(|rest| rest.starts_with('_'));
-                c.0 == name || c.1 == name || longer
+                let (id, group) = (c.0.to_lowercase(), c.1.to_lowercase());
+                let longer = id
+                    .strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with('_'));
+                id == name || group == name || longer
             };
             cases.iter().any(|c| own(&c))
         };
-        let names: Vec<String> = count.names.iter().flat_map(|n| names_in(n)).collect();
+        let known = count.names.iter().filter(|_| by_name);
+        let names: Vec<String> = known.flat_map(|n| names_in(n)).collect();
         let lacking: Vec<&str> = names
             .iter()
             .map(String::as_str)
@@ -534,7 +542,8 @@ impl Tally {
         if let Some(content) = seen.fingerprint {
             match self.contents.get(&content) {
                 Some((_, other)) if *other == case.id => {}
-                Some((part, other)) if !dataset.of_slices => {
+                // slices without anything in them are alike
+                Some((part, other)) if case.slice_of.is_none() => {
                     let both = match *part == split {
                         true => "",
                         false => ", which trains: its score will say nothing about new cases",

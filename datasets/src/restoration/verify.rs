@@ -103,7 +103,7 @@ impl Verification {
             // sets that name no parts are for whatever the catalogue says of them
             let unstated = pairs.iter().all(|p| p.part == Part::Unstated);
             let single = entry.cases.len() == 1 || unstated;
-            problems.extend(missing(entry, |part| match (single, part) {
+            problems.extend(missing(entry, true, |part| match (single, part) {
                 (true, part) => {
                     let first = entry.cases.first().is_some_and(|c| c.part == part);
                     first.then_some((pairs.len(), &names[..]))

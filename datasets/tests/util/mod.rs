@@ -1,5 +1,8 @@
 //! Fixtures and small data sets for the tests.
 
+#[allow(dead_code)] // not every test binary has downloads
+pub mod downloads;
+
 use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, IxDyn};
