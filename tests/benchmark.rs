@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../datasets/tests/util/downloads.rs"]
+mod downloads;
 mod util;
 
 use std::collections::BTreeMap;
@@ -424,4 +426,91 @@ fn runs_are_predicted_once_and_seeds_have_a_spread() {
     // labels of another data set
     let other = benchmark(&data, &out, &["--run", arg(&dir.path().join("none"))]);
     assert_eq!(other.code, Some(1));
+}
+
+#[test]
+fn volumes_in_hdf5_are_predicted_and_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data/Synapse");
+    let mut slices = String::new();
+    for case in [5, 6, 7, 9, 10] {
+        let name = format!("case{case:04}_slice000");
+        downloads::hdf5(&data.join(format!("data/slices/{name}.h5")), case, 9);
+        slices += &format!("{name}\n");
+    }
+    fs::write(data.join("train_slices.txt"), slices).unwrap();
+    for case in 1..=3 {
+        let file = data.join(format!("test_vol_h5/case{case:04}.npy.h5"));
+        downloads::hdf5(&file, case, 9);
+    }
+    // what scripts for this data set write: a case's name and `_pred`, numbers with a point
+    let theirs = dir.path().join("theirs");
+    fs::create_dir_all(&theirs).unwrap();
+    for case in 1..=3 {
+        let file = data.join(format!("test_vol_h5/case{case:04}.npy.h5"));
+        let mut image = vision_mamba_datasets::read_image(&file).unwrap();
+        let labels = vision_mamba_datasets::read_labels(&file).unwrap();
+        image.data = labels.data.mapv(f32::from).insert_axis(ndarray::Axis(0));
+        write_image(&theirs.join(format!("case{case:04}_pred.nii.gz")), &image).unwrap();
+    }
+    let run_folder = dir.path().join("run");
+    let mut args = vec![
+        "train",
+        arg(&data),
+        "--out",
+        arg(&run_folder),
+        "--no-validation",
+    ];
+    args.extend(QUICK);
+    args.extend(FEW_STEPS);
+    run(&args).expect_success();
+    // a file and a folder
+    let pred = dir.path().join("pred");
+    let volumes = data.join("test_vol_h5");
+    for (input, out) in [
+        (
+            volumes.join("case0002.npy.h5"),
+            dir.path().join("one.nii.gz"),
+        ),
+        (volumes.clone(), pred.clone()),
+    ] {
+        let typed = [
+            "predict",
+            "--run",
+            arg(&run_folder),
+            "-i",
+            arg(&input),
+            "-o",
+            arg(&out),
+        ];
+        run(&typed).expect_success();
+    }
+    let one = vision_mamba_datasets::read_labels(&dir.path().join("one.nii.gz")).unwrap();
+    let two = vision_mamba_datasets::read_labels(&pred.join("case0002.nii.gz")).unwrap();
+    assert_eq!(one.data, two.data);
+    let out = dir.path().join("out");
+    let (one, two) = (
+        format!("theirs={}", arg(&theirs)),
+        format!("pred={}", arg(&pred)),
+    );
+    let typed = [
+        "benchmark",
+        "synapse",
+        "--data",
+        arg(dir.path()),
+        "--out",
+        arg(&out),
+        "--run",
+        arg(&run_folder),
+        "--pred",
+        &two,
+        "--pred",
+        &one,
+    ];
+    let done = run(&typed).expect_success();
+    assert!(done.stdout.contains("VM-UNet"), "{}", done.stdout);
+    let results = json(&out.join("results.json"));
+    let mean = |at: usize, column: &str| results["entrants"][at]["mean"][column].clone();
+    assert_eq!(mean(0, "Dice"), mean(1, "Dice"));
+    assert_eq!((mean(2, "Dice"), mean(2, "HD95")), (1.0.into(), 0.0.into()));
 }

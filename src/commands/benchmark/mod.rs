@@ -96,7 +96,7 @@ pub fn run(args: &BenchmarkArgs, global: &Global, printer: &Printer) -> Result<(
     let (mut done, mut files, mut part) = (Vec::new(), Vec::new(), None);
     let mut failed = scorer.failures().len();
     let mut failures = scorer.failures().to_vec();
-    failures.extend(scorer.remarks().iter().cloned());
+    let mut lame = Vec::new();
     for (name, entrant) in all {
         let outcome =
             entrant.and_then(|entrant| enter(scorer.as_ref(), &entrant, protocol, printer));
@@ -114,15 +114,17 @@ pub fn run(args: &BenchmarkArgs, global: &Global, printer: &Printer) -> Result<(
                 failed += 1;
                 let text = format!("{name}: {error:#}");
                 printer.warning(&text);
-                failures.push(text);
+                lame.push(text);
             }
         }
     }
     ensure!(
         !done.is_empty(),
         "nothing could be scored: {}",
-        failures.join("; ")
+        lame.join("; ")
     );
+    failures.extend(lame);
+    failures.extend(scorer.remarks().iter().cloned());
     let part = part.unwrap_or(Part::Validation);
     let mut looked = Vec::new();
     for (which, score, case) in picks(&done[0], protocol) {

@@ -189,8 +189,13 @@ impl<'a> Segmentation<'a> {
         let files = Predictions::in_folder(folder)?;
         let (mut found, mut problems) = (Vec::new(), Vec::new());
         for task in tasks {
-            let like = folder.join(format!("{}{}", task.id, self.dataset.info.file_ending));
-            match files.of(&like) {
+            let like = |id: &str| folder.join(format!("{id}{}", self.dataset.info.file_ending));
+            // TransUNet's and Mamba-UNet's scripts write CASE_pred.nii.gz
+            let named = files.of(&like(&format!("{}_pred", task.id)));
+            match files
+                .of(&like(&task.id))
+                .or_else(|error| named.or(Err(error)))
+            {
                 Ok(path) => found.push((task.id.clone(), path.to_path_buf())),
                 Err(error) if part == Part::Test => problems.push(format!("{error:#}")),
                 Err(_) => {}
