@@ -1,6 +1,6 @@
-//! The report of `dehaze` in a real browser: Chromium, driven by the WebDriver protocol (W3C, 2018).
+//! The reports of `dehaze` and `benchmark` in a real browser: Chromium, driven by the WebDriver protocol (W3C, 2018).
 //!
-//! Without `chromium` and `chromedriver` on the path the test is ignored and says so. With `VISION_MAMBA_SCREENSHOTS=DIR` the page's
+//! Without `chromium` and `chromedriver` on the path the tests are ignored and say so. With `VISION_MAMBA_SCREENSHOTS=DIR` the page's
 //! pictures are left there to be looked at.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -15,9 +15,18 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine;
 use image::{Rgb, RgbImage};
+use ndarray::{ArrayD, Axis, IxDyn};
 use serde_json::{json, Value};
+use vision_mamba_datasets::{write_image, write_labels, Geometry, Image, LabelMap};
 
-const NAME: &str = "the_report_in_a_browser";
+/// A test, given the browser and its driver.
+type Test = (&'static str, fn(&Path, &Path));
+
+const TESTS: [Test; 3] = [
+    ("the_report_of_dehaze", the_report),
+    ("the_page_of_a_benchmark_of_volumes", the_page_of_volumes),
+    ("the_page_of_a_benchmark_of_pictures", the_page_of_pictures),
+];
 
 fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -26,24 +35,39 @@ fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 fn main() -> ExitCode {
-    println!("\nrunning 1 test");
+    // as the harness has it: a name chooses
+    let wanted: Vec<String> = (std::env::args().skip(1))
+        .filter(|a| !a.starts_with('-'))
+        .collect();
+    let tests = TESTS
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str())));
+    let tests: Vec<_> = tests.collect();
+    println!("\nrunning {} tests", tests.len());
     let found = on_path("chromium").or_else(|| on_path("google-chrome"));
     let (Some(chromium), Some(driver)) = (found, on_path("chromedriver")) else {
-        println!("test {NAME} ... ignored, no chromium and chromedriver on PATH (Debian: chromium chromium-driver)");
-        println!("\ntest result: ok. 0 passed; 0 failed; 1 ignored");
+        for (name, _) in &tests {
+            println!("test {name} ... ignored, no chromium and chromedriver on PATH (Debian: chromium chromium-driver)");
+        }
+        println!(
+            "\ntest result: ok. 0 passed; 0 failed; {} ignored",
+            tests.len()
+        );
         return ExitCode::SUCCESS;
     };
-    match std::panic::catch_unwind(|| the_report(&chromium, &driver)) {
-        Ok(()) => {
-            println!("test {NAME} ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored");
-            ExitCode::SUCCESS
-        }
-        Err(_) => {
-            println!(
-                "test {NAME} ... FAILED\n\ntest result: FAILED. 0 passed; 1 failed; 0 ignored"
-            );
-            ExitCode::FAILURE
-        }
+    let mut failed = 0;
+    for (name, test) in &tests {
+        let outcome = std::panic::catch_unwind(|| test(&chromium, &driver));
+        failed += usize::from(outcome.is_err());
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {word}");
+    }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    let passed = tests.len() - failed;
+    println!("\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored");
+    match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 
@@ -158,6 +182,38 @@ impl Browser {
         );
     }
 
+    fn open(&self, page: &Path) {
+        let url = format!("file://{}", page.display());
+        self.ask("POST", "/url", &json!({"url": url}));
+    }
+
+    /// Nothing was fetched but the page, and the console is silent.
+    fn nothing_was_asked_for_or_complained_about(&self) {
+        let log = self.ask("POST", "/se/log", &json!({"type": "performance"}));
+        let requests: Vec<String> = (log.as_array().unwrap().iter())
+            .filter_map(|entry| serde_json::from_str::<Value>(entry["message"].as_str()?).ok())
+            .filter(|m| m["message"]["method"] == "Network.requestWillBeSent")
+            .map(|m| {
+                m["message"]["params"]["request"]["url"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_string()
+            })
+            // The browser's own new tab is no business of the page's.
+            .filter(|url| !url.starts_with("data:") && !url.starts_with("chrome:"))
+            .collect();
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        assert!(requests[0].ends_with("/report.html"), "{requests:?}");
+        let console = self.ask("POST", "/se/log", &json!({"type": "browser"}));
+        assert_eq!(console, json!([]));
+    }
+
+    /// Scripts are not run from the next loading on.
+    fn without_scripts(&self) {
+        let off = json!({"cmd": "Emulation.setScriptExecutionDisabled", "params": {"value": true}});
+        self.ask("POST", "/goog/cdp/execute", &off);
+    }
+
     fn screenshot(&self, name: &str) {
         if let Some(folder) = std::env::var_os("VISION_MAMBA_SCREENSHOTS") {
             let picture = self.ask("GET", "/screenshot", &Value::Null);
@@ -203,6 +259,7 @@ fn pictures(root: &Path) {
     }
 }
 
+const RIGHT: &str = "\u{e014}";
 const LEFT: &str = "\u{e012}";
 const HOME: &str = "\u{e011}";
 const ENTER: &str = "\u{e007}";
@@ -227,11 +284,7 @@ fn the_report(chromium: &Path, driver: &Path) {
     ])
     .expect_success();
     let browser = Browser::start(chromium, driver, &dir.path().join("profile"));
-    browser.ask(
-        "POST",
-        "/url",
-        &json!({"url": format!("file://{}", at("report.html"))}),
-    );
+    browser.open(&dir.path().join("report.html"));
 
     // Every picture is there and shown; names are text.
     let loaded = browser.run("return [...document.images].map(i => i.complete && i.naturalWidth)");
@@ -305,28 +358,10 @@ fn the_report(chromium: &Path, driver: &Path) {
     assert_eq!(browser.run(columns), true);
     browser.screenshot("print.png");
 
-    // Nothing was asked for but the page, and the console is silent.
-    let log = browser.ask("POST", "/se/log", &json!({"type": "performance"}));
-    let requests: Vec<String> = (log.as_array().unwrap().iter())
-        .filter_map(|entry| serde_json::from_str::<Value>(entry["message"].as_str()?).ok())
-        .filter(|m| m["message"]["method"] == "Network.requestWillBeSent")
-        .map(|m| {
-            m["message"]["params"]["request"]["url"]
-                .as_str()
-                .unwrap_or_default()
-                .to_string()
-        })
-        // The browser's own new tab is no business of the page's.
-        .filter(|url| !url.starts_with("data:") && !url.starts_with("chrome:"))
-        .collect();
-    assert_eq!(requests.len(), 1, "{requests:?}");
-    assert!(requests[0].ends_with("/report.html"), "{requests:?}");
-    let console = browser.ask("POST", "/se/log", &json!({"type": "browser"}));
-    assert_eq!(console, json!([]));
+    browser.nothing_was_asked_for_or_complained_about();
 
     // Without scripts the pictures are side by side and no dead slider is shown.
-    let off = json!({"cmd": "Emulation.setScriptExecutionDisabled", "params": {"value": true}});
-    browser.ask("POST", "/goog/cdp/execute", &off);
+    browser.without_scripts();
     let screen = json!({"cmd": "Emulation.setEmulatedMedia", "params": {"media": ""}});
     browser.ask("POST", "/goog/cdp/execute", &screen);
     browser.ask("POST", "/refresh", &json!({}));
@@ -340,4 +375,199 @@ fn the_report(chromium: &Path, driver: &Path) {
     assert!(right <= after["x"].as_f64().unwrap(), "{before} {after}");
     assert_eq!(rect("#r0")["width"], 0);
     browser.screenshot("no_scripts.png");
+}
+
+/// A disc in each slice, `grown` wider than the reference.
+fn heart(number: usize, grown: f64) -> LabelMap {
+    let data = ArrayD::from_shape_fn(IxDyn(&[5, 64, 60]), |at| {
+        let (y, x) = (at[1] as f64 - 30.0, at[2] as f64 - 25.0 - number as f64);
+        let far = (y * y + x * x).sqrt() + at[0] as f64;
+        match far {
+            f if f < 8.0 => 3,
+            f if f < 14.0 => 2,
+            f if f < 20.0 + grown => 1,
+            _ => 0,
+        }
+    });
+    LabelMap {
+        data,
+        geometry: Geometry::unit(3),
+    }
+}
+
+/// ACDC with a patient to train on and three to test on, and predictions of two programs.
+fn volumes(root: &Path) {
+    for (part, number) in [
+        ("training", 1),
+        ("testing", 101),
+        ("testing", 102),
+        ("testing", 103),
+    ] {
+        let patient = format!("patient{number:03}");
+        let folder = root.join("ACDC").join(part).join(&patient);
+        std::fs::create_dir_all(&folder).unwrap();
+        let labels = heart(number % 100, 0.0);
+        let at = |rest: &str| folder.join(format!("{patient}_frame01{rest}.nii.gz"));
+        let data = labels.data.mapv(|v| f32::from(v) * 40.0 + number as f32);
+        let image = Image {
+            data: data.insert_axis(Axis(0)),
+            geometry: labels.geometry.clone(),
+        };
+        write_image(&at(""), &image).unwrap();
+        write_labels(&at("_gt"), &labels).unwrap();
+        for (name, grown) in [("one", number as f64 % 10.0 / 2.0), ("two", 3.0)] {
+            let out = root.join(name);
+            std::fs::create_dir_all(&out).unwrap();
+            let file = out.join(format!("{patient}_frame01.nii.gz"));
+            write_labels(&file, &heart(number % 100, grown)).unwrap();
+        }
+    }
+}
+
+fn the_page_of_volumes(chromium: &Path, driver: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    volumes(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (data, out) = (at("ACDC"), at("out"));
+    let [one, two] = ["one", "two"].map(|name| format!("{name}<i>={}", at(name)));
+    let typed = [
+        "benchmark",
+        "acdc",
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--pred",
+        &one,
+        "--pred",
+        &two,
+    ];
+    util::run(&typed).expect_success();
+    let browser = Browser::start(chromium, driver, &dir.path().join("profile"));
+    browser.open(&dir.path().join("out/report.html"));
+
+    // Names are text; own rows are told from published ones; all that is drawn says what it is.
+    let own = browser
+        .run("return [...document.querySelectorAll('tr.own')].map(r => r.cells[0].textContent)");
+    assert_eq!(own, json!(["one<i>", "two<i>"]));
+    let nameless = "return [...document.querySelectorAll('svg, img')].filter(e => !(e.getAttribute('aria-label') || e.alt)).length";
+    assert_eq!(browser.run(nameless), 0);
+    assert_eq!(
+        browser.run("return document.querySelectorAll('svg').length"),
+        3
+    );
+    browser.screenshot("benchmark_top.png");
+
+    // Slices: the slider is reached by the tab key, labelled, and moved by keys; the picture and its words follow.
+    assert_eq!(
+        browser.run("return document.querySelectorAll('.looked').length"),
+        3
+    );
+    let seen = "return [...document.querySelectorAll('.looked:nth-of-type(1) figure')].filter(f => f.getClientRects().length).map(f => f.querySelector('figcaption').textContent)";
+    let slider = browser.find("#s0");
+    let label = browser.ask(
+        "GET",
+        &format!("/element/{slider}/computedlabel"),
+        &Value::Null,
+    );
+    assert_eq!(label, "Slice");
+    assert_eq!(browser.run(seen), json!(["slice 2 of 5"]));
+    browser.keys(&slider, &RIGHT.repeat(2));
+    assert_eq!(browser.run(seen), json!(["slice 4 of 5"]));
+    let told = "return document.querySelector('#s0').getAttribute('aria-valuetext')";
+    assert_eq!(browser.run(told), "slice 4 of 5");
+    let shown = "return [...document.querySelectorAll('.looked figure')].filter(f => f.getClientRects().length).map(f => f.querySelector('img').naturalWidth > 100)";
+    assert_eq!(browser.run(shown), json!([true, true, true]));
+    browser.screenshot("benchmark_slices.png");
+    browser.keys(&slider, HOME);
+    assert_eq!(browser.run(seen), json!(["slice 0 of 5"]));
+    browser.run("document.querySelector('#s0').focus()");
+    browser.keys(&slider, TAB);
+    assert_eq!(browser.run("return document.activeElement.id"), "s1");
+
+    // Every case can be sorted by keys, by number and by name.
+    let column = |table: &str, n: usize| {
+        format!("return [...document.querySelectorAll('{table} tbody tr')].map(r => r.cells[{n}].textContent)")
+    };
+    browser.run("[...document.querySelectorAll('table.sorts')].at(-1).id = 'every'");
+    let dice = browser.find("#every thead th:nth-child(5) button");
+    browser.keys(&dice, ENTER);
+    let sorted = browser.run(&column("#every", 4));
+    let numbers: Vec<f64> = (sorted.as_array().unwrap().iter())
+        .map(|v| v.as_str().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(numbers.len(), 2 * 3 * 3);
+    assert!(
+        numbers.is_sorted() && numbers[0] < numbers[17],
+        "{numbers:?}"
+    );
+    browser.keys(&dice, ENTER);
+    assert_eq!(browser.run(&column("#every", 4))[17], sorted[0]);
+
+    // What was run opens by keys; nothing is wider than the page.
+    let summary = browser.find("details summary");
+    browser.keys(&summary, ENTER);
+    assert_eq!(
+        browser.run("return document.querySelector('details').open"),
+        true
+    );
+    let wide =
+        "return document.documentElement.scrollWidth <= document.documentElement.clientWidth";
+    assert_eq!(browser.run(wide), true);
+    browser.nothing_was_asked_for_or_complained_about();
+
+    // Without scripts a slice of each case stands there, without a dead slider or button.
+    browser.without_scripts();
+    browser.ask("POST", "/refresh", &json!({}));
+    let slider = browser.find("#s0");
+    let rect = browser.ask("GET", &format!("/element/{slider}/rect"), &Value::Null);
+    assert_eq!(rect["width"], 0);
+    let figure = browser.find(".looked figure:not([hidden])");
+    let rect = browser.ask("GET", &format!("/element/{figure}/rect"), &Value::Null);
+    assert!(rect["width"].as_f64().unwrap() > 100.0);
+}
+
+fn the_page_of_pictures(chromium: &Path, driver: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let outdoor = dir.path().join("SOTS/outdoor");
+    pictures(&outdoor);
+    std::fs::rename(
+        outdoor.join("clear/scene.png"),
+        outdoor.join("clear/0001.png"),
+    )
+    .unwrap();
+    for i in 0..3 {
+        let name = outdoor.join(format!("hazy/scene_{i}_<b>.png"));
+        std::fs::rename(name, outdoor.join(format!("hazy/0001_0.{i}_0.2.png"))).unwrap();
+    }
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (data, out) = (at("SOTS"), at("out"));
+    let same = format!("unchanged={}", at("SOTS/outdoor/hazy"));
+    let typed = [
+        "benchmark",
+        "sots-outdoor",
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--method",
+        "dcp",
+        "--pred",
+        &same,
+    ];
+    util::run(&typed).expect_success();
+    let browser = Browser::start(chromium, driver, &dir.path().join("profile"));
+    browser.open(&dir.path().join("out/report.html"));
+    let loaded = "return [...document.images].map(i => i.complete && i.naturalWidth)";
+    assert_eq!(browser.run(loaded), json!([480, 480, 480]));
+    let sliders = "return document.querySelectorAll('input').length";
+    assert_eq!(browser.run(sliders), 0, "one picture needs no slider");
+    let labels =
+        "return [...document.querySelectorAll('svg')].map(s => s.getAttribute('aria-label'))";
+    assert_eq!(
+        browser.run(labels),
+        json!(["box plot of PSNR by class", "PSNR by case"])
+    );
+    browser.screenshot("benchmark_pictures.png");
+    browser.nothing_was_asked_for_or_complained_about();
 }

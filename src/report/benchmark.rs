@@ -25,10 +25,11 @@ pub struct Looked {
 
 const STYLE: &str = r#"
 body { max-width: 78rem; }
+table:not(.sorts) :is(th, td):last-child { text-align: left; } table:not(.sorts) td:first-child { white-space: nowrap; }
 .own td { font-weight: 600; background: #3b82f618; }
 svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 .looked img { display: block; max-width: 100%; height: auto; }
-.looked label { display: flex; gap: .6rem; align-items: center; margin: .4rem 0; } .looked input { flex: 1; max-width: 40rem; }
+.looked label { display: flex; gap: .6rem; align-items: center; margin: .4rem 0; } .looked label[hidden] { display: none; } .looked input { flex: 1; max-width: 40rem; }
 pre { overflow-x: auto; background: #8881; padding: .6rem; } details { margin: .5rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { font-weight: 600; } dd { margin: 0; }
 "#;
@@ -79,7 +80,7 @@ pub fn page(results: &Results, looked: &[Looked]) -> String {
     out += "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n";
     let _ = writeln!(out, "<title>{title}</title>\n<style>{COMMON}{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>");
     let _ = writeln!(out, "<p>{}</p>", escaped(&results.cases));
-    list(&mut out, "Not done", &results.failures);
+    list(&mut out, "Missing or not done", &results.failures);
     let (head, rows) = results.rows();
     table(&mut out, &head, &rows, false);
     list(&mut out, "Before comparing", &results.caveats);
