@@ -194,6 +194,10 @@ static PRESETS: &[PresetEntry] = &[
         "vmamba_unet",
         "VMamba-T (newest series) under a U-Net decoder"
     ),
+    preset_entry!(
+        "vmamba_unet_small",
+        "The same, 24 to 192 features, for a laptop"
+    ),
     preset_entry!("vmamba_unet_tiny", "The same, 8 to 64 features, for tests"),
     preset_entry!(
         "vmamba_mamba_unet",
@@ -211,6 +215,7 @@ static PRESETS: &[PresetEntry] = &[
     preset_entry!("vim_tiny_stride8", "Vim-Ti, patches of 16 every 8 pixels"),
     preset_entry!("vim_small_stride8", "Vim-S, patches of 16 every 8 pixels"),
     preset_entry!("vim_nano", "Vim, 12 features, for tests"),
+    preset_entry!("vmamba_micro", "VMamba, 24 to 192 features, for a laptop"),
     preset_entry!("vmamba_nano", "VMamba, 8 to 64 features, for tests"),
 ];
 
