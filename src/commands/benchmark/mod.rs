@@ -208,14 +208,15 @@ fn enter(
     printer: &Printer,
 ) -> Result<(Entered, Scored)> {
     let mut scored = scorer.score(entrant)?;
-    for problem in &scored.problems {
-        printer.warning(&format!("{}: {problem}", entrant.name));
-    }
+    scored.problems = gathered(&scored.problems);
     ensure!(
         !scored.rows.is_empty(),
         "no case could be scored: {}",
         scored.problems.join("; ")
     );
+    for problem in &scored.problems {
+        printer.warning(&format!("{}: {problem}", entrant.name));
+    }
     let entered = Entered::new(
         &entrant.name,
         &entrant.kind,
@@ -224,6 +225,24 @@ fn enter(
         std::mem::take(&mut scored.rows),
     );
     Ok((entered, scored))
+}
+
+/// Problems of cases, `case: problem`, with one line for what befell several, as a network that cannot be read.
+fn gathered(problems: &[String]) -> Vec<String> {
+    const NAMED: usize = 5;
+    let mut by_words: Vec<(&str, Vec<&str>)> = Vec::new();
+    for problem in problems {
+        let (case, words) = problem.split_once(": ").unwrap_or(("", problem));
+        match by_words.iter_mut().find(|(w, _)| *w == words) {
+            Some((_, cases)) => cases.push(case),
+            None => by_words.push((words, vec![case])),
+        }
+    }
+    let line = |(words, cases): (&str, Vec<&str>)| match cases.len().saturating_sub(NAMED) {
+        0 => format!("{}: {words}", cases.join(", ")),
+        more => format!("{} and {more} more: {words}", cases[..NAMED].join(", ")),
+    };
+    by_words.into_iter().map(line).collect()
 }
 
 /// Writes the report and the files beside it.
@@ -292,4 +311,20 @@ fn jpeg(picture: &RgbImage) -> Result<Vec<u8>> {
         .encode_image(small.as_ref().unwrap_or(picture))
         .context("cannot encode a picture")?;
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_befell_several_cases_is_said_once() {
+        let same = (1..8).map(|n| format!("c{n}: run/x: cut short"));
+        let all: Vec<String> = same.chain(["d: too small".into()]).collect();
+        let expected = [
+            "c1, c2, c3, c4, c5 and 2 more: run/x: cut short",
+            "d: too small",
+        ];
+        assert_eq!(gathered(&all), expected);
+    }
 }

@@ -197,7 +197,9 @@ impl<'a> Segmentation<'a> {
                 .or_else(|error| named.or(Err(error)))
             {
                 Ok(path) => found.push((task.id.clone(), path.to_path_buf())),
-                Err(error) if part == Part::Test => problems.push(format!("{error:#}")),
+                Err(error) if part == Part::Test => {
+                    problems.push(format!("{}: {error:#}", task.id))
+                }
                 Err(_) => {}
             }
         }
