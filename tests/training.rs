@@ -349,6 +349,15 @@ fn a_run_in_a_relative_folder_leaves_no_preprocessed_cases() {
     assert!(!outcome.stderr.contains("warning"), "{}", outcome.stderr);
     assert!(!dir.path().join("run/preprocessed").exists());
     assert!(dir.path().join("run/splits_final.json").is_file());
+
+    // Going on keeps to what the run was started with.
+    program(&["train", arg(&dataset), "--out", "run", "--resume"])
+        .current_dir(dir.path())
+        .output()
+        .map(Outcome::from)
+        .unwrap()
+        .expect_success();
+    assert!(!dir.path().join("run/validation").exists());
 }
 
 #[test]

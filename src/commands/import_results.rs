@@ -531,6 +531,7 @@ fn run_config(
         fold: fold_name(fold),
         training_ids: Vec::new(),
         validation_ids: validated(fold, &shared.info.file_ending),
+        no_validation: false,
         training: TrainingConfig {
             seed: 0,
             training_patch: configuration.patch_size.clone(),

@@ -133,7 +133,7 @@ fn segmentation(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<
         printer,
     }
     .run(args.resume)?;
-    if !args.no_validation {
+    if !(args.no_validation || config.no_validation) {
         if let Some(which) = args.val_with {
             load_strict(&folder.pick_checkpoint(Some(which))?, &built.params)?;
         }
@@ -278,6 +278,7 @@ fn start(
         fold: args.fold.clone(),
         training_ids: ids.train,
         validation_ids: ids.validation,
+        no_validation: args.no_validation,
         training: training_config(args, global, configuration, training_patch, mirror_axes)?,
     };
     plan.write(&folder.plans())?;

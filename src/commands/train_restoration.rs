@@ -132,7 +132,7 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
         printer,
     }
     .run(args.resume)?;
-    if args.no_validation {
+    if args.no_validation || config.no_validation {
         return Ok(());
     }
     if let Some(which) = args.val_with {
@@ -185,6 +185,7 @@ fn start(
         network: spec,
         pretrained: pretrained(args)?,
         dataset: std::fs::canonicalize(&args.dataset)?.display().to_string(),
+        no_validation: args.no_validation,
         training_ids: Vec::new(),
         validation_ids: Vec::new(),
         validation_pictures: args.validation_steps as usize * training.batch_size,

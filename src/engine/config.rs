@@ -40,6 +40,9 @@ pub struct RunConfig {
     pub training_ids: Vec<String>,
     /// Identifiers validated on.
     pub validation_ids: Vec<String>,
+    /// Whether no whole images are validated after training.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_validation: bool,
     /// Training.
     pub training: TrainingConfig,
 }

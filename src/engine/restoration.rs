@@ -55,6 +55,9 @@ pub struct RestorationConfig {
     pub crops: CropSettings,
     /// The loss.
     pub loss: ImageLoss,
+    /// Whether no pictures are validated after training.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_validation: bool,
     /// How the loop runs.
     pub training: Course,
 }

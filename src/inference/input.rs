@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use vision_mamba_datasets::io::{is_dicom_series, known_endings, writable_label_endings};
-use vision_mamba_datasets::{images_in, InputCase};
+use vision_mamba_datasets::{images_in, Dataset, InputCase, Split};
 
 use crate::cli::exit::Misuse;
 
@@ -102,12 +102,16 @@ pub fn find(input: &Path, trained_on: &str, channels: usize) -> Result<Inputs> {
             label_ending: label_ending(".dcm"),
             single: false,
         }),
-        // says what is looked for
-        [] => Ok(Inputs {
-            cases: images_in(&folder, trained_on, channels)?,
-            label_ending: label_ending(trained_on),
-            single: false,
-        }),
+        // the folder of a data set whose images lie deeper: its test cases
+        [] => match test_cases(&folder) {
+            Some(inputs) => Ok(inputs),
+            // says what is looked for
+            None => Ok(Inputs {
+                cases: images_in(&folder, trained_on, channels)?,
+                label_ending: label_ending(trained_on),
+                single: false,
+            }),
+        },
         _ => Err(Misuse::error(format!(
             "-i {}: it holds files of several formats ({}) and none called *{trained_on}, which the run was trained on; put the images of \
              one format into a folder of their own",
@@ -115,6 +119,23 @@ pub fn find(input: &Path, trained_on: &str, channels: usize) -> Result<Inputs> {
             about.endings.iter().cloned().collect::<Vec<_>>().join(", ")
         ))),
     }
+}
+
+/// The test cases of a folder that is a data set of a known layout and has some; files are found by their names, not read.
+fn test_cases(folder: &Path) -> Option<Inputs> {
+    let dataset = Dataset::open(folder).ok()?;
+    let cases: Vec<InputCase> = dataset
+        .cases(Split::Test)
+        .iter()
+        .map(|case| case.input())
+        .collect();
+    let first = name_of(cases.first()?.paths.first()?);
+    let (_, ending) = known_endings().split(&first)?;
+    Some(Inputs {
+        cases,
+        label_ending: label_ending(ending),
+        single: false,
+    })
 }
 
 /// What a folder holds.
@@ -245,6 +266,29 @@ mod tests {
         std::fs::create_dir(dir.path().join("imagesTs")).unwrap();
         std::fs::write(dir.path().join("imagesTs/x_0000.png"), b"").unwrap();
         assert_eq!(ids(&find(dir.path(), ".png", 1).unwrap()), ["x"]);
+    }
+
+    #[test]
+    fn volumes_of_a_layout_with_deeper_folders_are_its_test_cases() {
+        let dir = folder(&[]);
+        for name in [
+            "train_npz/case0005_slice000.npz",
+            "test_vol_h5/case0001.npy.h5",
+            "test_vol_h5/case0002.npy.h5",
+        ] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"").unwrap();
+        }
+        for input in [dir.path().to_path_buf(), dir.path().join("test_vol_h5")] {
+            let found = find(&input, ".npz", 1).unwrap();
+            assert_eq!(
+                (ids(&found), found.label_ending),
+                (vec!["case0001", "case0002"], ".nii.gz")
+            );
+        }
+        let one = dir.path().join("test_vol_h5/case0002.npy.h5");
+        assert_eq!(ids(&find(&one, ".npz", 1).unwrap()), ["case0002"]);
     }
 
     #[test]

@@ -221,7 +221,7 @@ impl Dataset {
 
 impl Case {
     /// What [`load_channels`] reads.
-    pub(super) fn input(&self) -> InputCase {
+    pub fn input(&self) -> InputCase {
         InputCase {
             id: self.id.clone(),
             paths: self.images.clone(),

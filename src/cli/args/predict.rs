@@ -26,7 +26,7 @@ pub struct PredictArgs {
     /// Predict with the runs, checkpoints and postprocessing that `find-best` chose
     #[arg(long, value_name = "best.json", conflicts_with_all = ["runs", "checkpoint", "postprocess"])]
     pub best: Option<PathBuf>,
-    /// An image, a folder of images named CASE_0000.EXT, CASE_0001.EXT, …, a DICOM series or a folder of them, or a data set (its imagesTs)
+    /// An image, a folder of images named CASE_0000.EXT, CASE_0001.EXT, …, a DICOM series or a folder of them, or a data set (its test images)
     #[arg(short, long, value_name = "IN")]
     pub input: PathBuf,
     /// The label map, or the folder for CASE.EXT; in the format of the images, or .nii.gz (.png for pictures) where that holds no label maps
