@@ -170,16 +170,19 @@ fn units(include: &Path) -> Vec<Unit> {
     });
     // libtorch itself is built so, and what its headers assert otherwise does not hold.
     torch.push("-DNDEBUG".to_owned());
-    units.push(Unit {
-        source: "csrc/meter.cpp",
-        name: "meter",
-        flags: torch.clone(),
-    });
-    units.push(Unit {
-        source: "csrc/autocast.cpp",
-        name: "autocast",
-        flags: torch,
-    });
+    for (source, name) in [
+        ("csrc/meter.cpp", "meter"),
+        ("csrc/autocast.cpp", "autocast"),
+        ("csrc/update.cpp", "update"),
+        ("csrc/device.cpp", "device"),
+        ("csrc/profiler.cpp", "profiler"),
+    ] {
+        units.push(Unit {
+            source,
+            name,
+            flags: torch.clone(),
+        });
+    }
     units
 }
 

@@ -18,3 +18,4 @@ pub mod photo;
 pub mod precision;
 pub mod report;
 pub mod runtime;
+pub mod speed;

@@ -42,7 +42,7 @@ pub fn autocast<R>(device: Device, body: impl FnOnce() -> R) -> Result<R, OpsErr
     // SAFETY: the function takes nothing and does not throw.
     #[allow(unsafe_code)]
     unsafe {
-        (library::loaded()?.autocast.clear)()
+        (library::loaded()?.functions.autocast.clear)()
     };
     Ok(result)
 }
@@ -68,7 +68,7 @@ struct Switched {
 
 impl Switched {
     fn to(on: i32, active: Option<i32>, mode: i32) -> Result<Self, OpsError> {
-        let functions = library::loaded()?.autocast;
+        let functions = library::loaded()?.functions.autocast;
         // SAFETY: the function takes two numbers, sets two fields of this thread and does not throw.
         #[allow(unsafe_code)]
         let mode = unsafe { (functions.swap)(on, mode) };

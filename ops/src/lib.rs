@@ -11,16 +11,20 @@ mod archive;
 pub mod autocast;
 mod check;
 mod cuda;
+pub mod device;
 mod error;
 mod library;
 mod meter;
 pub mod native;
+mod profiler;
 pub mod reference;
+pub mod update;
 
 pub use cuda::{cuda_status, CudaLibraryStatus, CUDA_LIBRARY_FILE};
 pub use error::OpsError;
 pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE, LIBTORCH_VERSION};
 pub use meter::{Cost, Meter};
+pub use profiler::{OperatorTime, Profiler};
 
 use tch::Tensor;
 

@@ -1,9 +1,13 @@
 //! Finds, checks and loads the native library, once a process.
 
 use crate::autocast::AutocastFunctions;
+use crate::device::DeviceFunctions;
+use crate::meter::MeterFunctions;
+use crate::profiler::ProfilerFunctions;
+use crate::update::UpdateFunctions;
 use crate::{archive, Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use std::ffi::{c_char, c_void, CStr};
+use std::ffi::{c_char, CStr};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -162,16 +166,17 @@ fn find() -> Result<PathBuf, LibraryStatus> {
 /// The loaded library and the TorchScript object that calls it.
 pub(crate) struct Native {
     module: CModule,
-    pub(crate) meter: MeterFunctions,
-    pub(crate) autocast: AutocastFunctions,
+    pub(crate) functions: Functions,
 }
 
-/// The library's functions behind [`Meter`](crate::Meter).
+/// What the library has beside operators.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct MeterFunctions {
-    pub(crate) start: unsafe extern "C" fn() -> *mut c_void,
-    pub(crate) read: unsafe extern "C" fn(*const c_void, *mut f64),
-    pub(crate) stop: unsafe extern "C" fn(*mut c_void),
+pub(crate) struct Functions {
+    pub(crate) meter: MeterFunctions,
+    pub(crate) autocast: AutocastFunctions,
+    pub(crate) update: UpdateFunctions,
+    pub(crate) device: DeviceFunctions,
+    pub(crate) profiler: ProfilerFunctions,
 }
 
 impl Native {
@@ -194,16 +199,11 @@ impl Native {
         if !is_whole(&content) {
             return Err(failed("the file is cut short".to_owned()));
         }
-        let (isa, meter, autocast) = open(path).map_err(failed)?;
+        let (isa, functions) = open(path).map_err(failed)?;
         let bytes = archive::bytes().map_err(|error| failed(error.to_string()))?;
         let module = CModule::load_data(&mut bytes.as_slice())
             .map_err(|error| failed(OpsError::from(error).to_string()))?;
-        let native = Native {
-            module,
-            meter,
-            autocast,
-        };
-        Ok((native, isa))
+        Ok((Native { module, functions }, isa))
     }
 
     pub(crate) fn selective_scan(&self, args: &SelectiveScan) -> Result<ScanOutput, OpsError> {
@@ -321,7 +321,7 @@ pub(crate) fn is_whole(content: &[u8]) -> bool {
 /// Loads the library for the rest of the process, which registers its operators, and returns the instruction set it has chosen
 /// and its other functions.
 #[allow(unsafe_code)]
-fn open(path: &Path) -> Result<(String, MeterFunctions, AutocastFunctions), String> {
+fn open(path: &Path) -> Result<(String, Functions), String> {
     // SAFETY: the marker says that this is the operator library for this very libtorch. Its initialisers only register operators with
     // libtorch, which is loaded, since this program links it.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
@@ -333,24 +333,44 @@ fn open(path: &Path) -> Result<(String, MeterFunctions, AutocastFunctions), Stri
     };
     let isa = isa.map_err(|error| error.to_string())?;
     // SAFETY: the library defines these functions with these signatures.
-    let functions = unsafe {
-        (|| {
-            let meter = MeterFunctions {
+    let functions = unsafe { functions(&library) }.map_err(|error| error.to_string())?;
+    // libtorch keeps pointers to the registered functions: the library must never be unloaded.
+    std::mem::forget(library);
+    Ok((isa, functions))
+}
+
+/// # Safety
+/// The library is the operator library, which defines these functions with these signatures.
+#[allow(unsafe_code)]
+unsafe fn functions(library: &Library) -> Result<Functions, libloading::Error> {
+    unsafe {
+        Ok(Functions {
+            meter: MeterFunctions {
                 start: *library.get(b"vision_mamba_meter_start\0")?,
                 read: *library.get(b"vision_mamba_meter_read\0")?,
                 stop: *library.get(b"vision_mamba_meter_stop\0")?,
-            };
-            let autocast = AutocastFunctions {
+            },
+            autocast: AutocastFunctions {
                 swap: *library.get(b"vision_mamba_autocast_swap\0")?,
                 clear: *library.get(b"vision_mamba_autocast_clear\0")?,
-            };
-            Ok::<_, libloading::Error>((meter, autocast))
-        })()
-    };
-    let (meter, autocast) = functions.map_err(|error| error.to_string())?;
-    // libtorch keeps pointers to the registered functions: the library must never be unloaded.
-    std::mem::forget(library);
-    Ok((isa, meter, autocast))
+            },
+            update: UpdateFunctions {
+                step: *library.get(b"vision_mamba_update_step\0")?,
+                average: *library.get(b"vision_mamba_update_average\0")?,
+                forget: *library.get(b"vision_mamba_update_forget\0")?,
+            },
+            device: DeviceFunctions {
+                upload: *library.get(b"vision_mamba_device_upload\0")?,
+                synchronize: *library.get(b"vision_mamba_device_synchronize\0")?,
+                channels_last: *library.get(b"vision_mamba_device_channels_last\0")?,
+                tf32: *library.get(b"vision_mamba_device_tf32\0")?,
+            },
+            profiler: ProfilerFunctions {
+                start: *library.get(b"vision_mamba_profiler_start\0")?,
+                stop: *library.get(b"vision_mamba_profiler_stop\0")?,
+            },
+        })
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,15 @@
 use std::ffi::c_void;
 use std::marker::PhantomData;
 
-use crate::library::{self, MeterFunctions};
-use crate::OpsError;
+use crate::{library, OpsError};
+
+/// The library's functions behind [`Meter`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MeterFunctions {
+    pub(crate) start: unsafe extern "C" fn() -> *mut c_void,
+    pub(crate) read: unsafe extern "C" fn(*const c_void, *mut f64),
+    pub(crate) stop: unsafe extern "C" fn(*mut c_void),
+}
 
 /// What a [`Meter`] has seen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +43,7 @@ pub struct Meter {
 impl Meter {
     /// Starts counting. An error without the native library, or when this thread counts already.
     pub fn start() -> Result<Self, OpsError> {
-        let functions = library::loaded()?.meter;
+        let functions = library::loaded()?.functions.meter;
         // SAFETY: the function takes nothing; null means that it refused.
         #[allow(unsafe_code)]
         let handle = unsafe { (functions.start)() };

@@ -10,6 +10,7 @@ use crate::metrics::bootstrap::interval_of;
 use crate::metrics::overlap::mean;
 use crate::metrics::paired::{paired, Paired};
 use crate::metrics::summary::csv_field;
+use crate::report::columns::columns;
 
 /// All that a benchmark found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -475,18 +476,6 @@ fn latex_text(text: &str) -> String {
             c => c.to_string(),
         })
         .collect()
-}
-
-/// Rows of cells, each column as wide as it must be.
-fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.first().map_or(0, Vec::len);
-    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..count).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(c, w)| format!("{c:w$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]

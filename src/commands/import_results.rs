@@ -24,6 +24,7 @@ use crate::nnunet::architecture::{network, preset_of};
 use crate::nnunet::results::{find, fold_name, Trained};
 use crate::nnunet::trainer::{known, Family, Known};
 use crate::precision::Precision;
+use crate::speed::Speed;
 
 /// nnU-Net's files of weights and what they become, the one that says most first.
 const CHECKPOINTS: [(&str, CheckpointChoice); 3] = [
@@ -559,6 +560,7 @@ fn run_config(
             },
             accumulate: 1,
             precision: Precision::Float32,
+            speed: Speed::default(),
             oversample_foreground: 0.33,
             augmentation,
             masked_channels: configuration.masked_channels(),

@@ -70,7 +70,9 @@ fn segmentation(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<
 
     // The one seed that initialisation depends on; a resumed run overwrites the weights it makes.
     tch::manual_seed(config.training.seed as i64);
+    config.training.speed.prepare(device)?;
     let built = build(&config.network, device)?;
+    config.training.speed.arrange(&built.params)?;
     if args.validate_only {
         let stop = StopFlag::listen("case", printer)?;
         let which = Some(args.val_with.unwrap_or(CheckpointChoice::Final));
@@ -129,6 +131,8 @@ fn segmentation(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<
         preset: &config.preset,
         dataset: &config.dataset,
         workers: workers(args),
+        device,
+        profile: args.profile,
         stop: &stop,
         printer,
     }
@@ -359,6 +363,7 @@ pub(super) fn course(
         },
         accumulate: args.accumulate,
         precision: args.precision,
+        speed: args.speed,
         ema: args.ema,
         save_every: args.save_every,
     }
@@ -549,6 +554,7 @@ fn training_config(
         },
         accumulate: course.accumulate,
         precision: course.precision,
+        speed: course.speed,
         oversample_foreground: args.oversample_foreground,
         augmentation,
         masked_channels: configuration.masked_channels(),

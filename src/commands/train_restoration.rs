@@ -71,7 +71,9 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
 
     // The one seed that initialisation depends on; a resumed run overwrites the weights it makes.
     tch::manual_seed(config.training.seed as i64);
+    config.training.speed.prepare(device)?;
     let built = build(&config.network, device)?;
+    config.training.speed.arrange(&built.params)?;
     let validation = match config.validation_ids.is_empty() {
         true => None,
         false => Some(open(&config.validation_ids)?),
@@ -128,6 +130,8 @@ pub fn run(args: &TrainArgs, global: &Global, printer: &Printer) -> Result<()> {
         preset: &config.preset,
         dataset: &config.dataset,
         workers: workers(args),
+        device,
+        profile: args.profile,
         stop: &stop,
         printer,
     }

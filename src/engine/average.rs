@@ -33,17 +33,22 @@ impl Average {
         }
     }
 
-    /// Takes in the weights after update number `updates`, counted from 1. The first updates weigh more, so that the average does not hang on
-    /// to where training began (as TensorFlow's `num_updates` has it).
-    pub fn update(&mut self, updates: i64) {
-        let n = updates as f64;
-        let decay = self.decay.min((1.0 + n) / (10.0 + n));
+    /// Takes in the weights after step number `step`, counted from 1. The first steps weigh more, so that the average does not hang on to
+    /// where training began (as TensorFlow's `num_updates` has it).
+    pub fn update(&mut self, step: u64) -> Result<()> {
+        let n = step as f64;
+        let weight = 1.0 - self.decay.min((1.0 + n) / (10.0 + n));
+        if vision_mamba_ops::native::is_ready() {
+            let slots = self.slots.iter();
+            let pairs: Vec<_> = slots.map(|slot| (&slot.mean, &slot.weight)).collect();
+            return Ok(vision_mamba_ops::update::average(&pairs, weight)?);
+        }
         no_grad(|| {
             for slot in &mut self.slots {
-                let _ = slot.mean.g_mul_scalar_(decay);
-                let _ = slot.mean.g_add_(&(&slot.weight * (1.0 - decay)));
+                let _ = slot.mean.g_add_(&((&slot.weight - &slot.mean) * weight));
             }
         });
+        Ok(())
     }
 
     /// Exchanges weights and average.
@@ -117,7 +122,7 @@ mod tests {
             }
         });
         // update 1: decay 2/11 and not 0.9
-        average.update(1);
+        average.update(1).unwrap();
         let moved = first(params).detach().copy();
         average.swap();
         assert!(gap(first(params).as_ref(), &(&before + 9.0 / 11.0)) < 1e-6);

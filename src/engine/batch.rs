@@ -3,18 +3,22 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 use vision_mamba_datasets::Batch;
+use vision_mamba_ops::device::upload;
 
-/// A batch on the device: `image` (B, C, …) float32 and `label` (B, …) int64, negative where there is no image.
+use crate::losses::Target;
+use crate::speed::Speed;
+
+/// A batch on the device.
 pub struct TensorBatch {
-    /// Images.
+    /// Images, (B, C, …) float32.
     pub image: Tensor,
-    /// Labels.
-    pub label: Tensor,
+    /// Labels, (B, …) int64.
+    pub target: Target,
 }
 
 impl TensorBatch {
     /// Moves a batch of arrays to `device`.
-    pub fn new(batch: &Batch, device: Device) -> Result<Self> {
+    pub fn new(batch: &Batch, device: Device, speed: Speed) -> Result<Self> {
         let shape: Vec<i64> = batch.shape.iter().map(|&n| n as i64).collect();
         let label_shape: Vec<i64> = shape
             .iter()
@@ -22,14 +26,15 @@ impl TensorBatch {
             .chain(shape.iter().skip(2))
             .copied()
             .collect();
+        let image = Tensor::f_from_slice(&batch.image)?.f_view(&shape[..])?;
+        let labels = Tensor::f_from_slice(&batch.label)?.f_view(&label_shape[..])?;
         Ok(Self {
-            image: Tensor::f_from_slice(&batch.image)?
-                .f_view(&shape[..])?
-                .to_device(device),
-            label: Tensor::f_from_slice(&batch.label)?
-                .f_view(&label_shape[..])?
-                .to_device(device)
-                .to_kind(Kind::Int64),
+            image: speed.image(upload(&image, device)?)?,
+            target: Target {
+                labels: upload(&labels, device)?.f_to_kind(Kind::Int64)?,
+                // here the labels can be looked at without waiting for the device
+                partial: batch.label.iter().any(|&label| label < 0),
+            },
         })
     }
 }

@@ -11,6 +11,7 @@ use super::schedule::Schedule;
 use super::task::Course;
 use crate::losses::{DiceOver, LossKind, SegmentationLoss};
 use crate::precision::Precision;
+use crate::speed::Speed;
 
 /// A run: what is trained on what, and how.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -74,6 +75,9 @@ pub struct TrainingConfig {
     /// The number format of forward passes.
     #[serde(default)]
     pub precision: Precision,
+    /// How fast it computes.
+    #[serde(default, skip_serializing_if = "Speed::is_usual")]
+    pub speed: Speed,
     /// What happens to patches.
     pub augmentation: Augmentation,
     /// Channels that augmentation leaves 0 outside the body: those the plan normalises within it.
@@ -104,6 +108,7 @@ impl TrainingConfig {
             optimizer: self.optimizer.clone(),
             accumulate: self.accumulate,
             precision: self.precision,
+            speed: self.speed,
             ema: self.ema,
             save_every: self.save_every,
         }

@@ -1,14 +1,16 @@
 //! SGD with Nesterov momentum and AdamW, with a state that can be written and read back.
 //!
 //! `tch`'s own optimisers cannot save their moments, so a run resumed with them takes other steps than one that was
-//! never stopped. The updates are PyTorch's (`torch.optim.SGD`, `torch.optim.AdamW`).
+//! never stopped. The updates are PyTorch's (`torch.optim.SGD`, `torch.optim.AdamW`), done by the native library in one call; without it by
+//! plain tensor operations, which say what is meant.
 
 use std::collections::BTreeMap;
 
 use anyhow::{bail, Result};
 use serde::{Deserialize, Serialize};
-use tch::{no_grad, Kind, Tensor};
+use tch::{no_grad, Device, Kind, Tensor};
 use vision_mamba_models::ParamStore;
+use vision_mamba_ops::update::{self, Entry, Rule, Taken, Update};
 
 use crate::cli::args::OptimizerChoice;
 
@@ -66,103 +68,99 @@ struct Slot {
 pub struct Optimizer {
     config: OptimizerConfig,
     slots: Vec<Slot>,
-    updates: i64,
-}
-
-/// What came of a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Step {
-    /// Weights moved; the norm of the gradient before clipping.
-    Taken {
-        /// Norm before clipping.
-        grad_norm: f64,
-    },
-    /// The gradient was not finite: nothing moved.
-    Skipped,
+    /// Steps taken, on the parameters' device.
+    steps: Tensor,
 }
 
 impl Optimizer {
     /// An optimiser over `parameters`, which keep their order.
     pub fn new(config: OptimizerConfig, parameters: Vec<Trained>) -> Self {
+        let device = parameters
+            .first()
+            .map_or(Device::Cpu, |p| p.tensor.device());
         let slots = parameters
             .into_iter()
-            .map(
-                |Trained {
-                     name,
-                     tensor,
-                     decays,
-                 }| Slot {
-                    decays: config.kind == OptimizerChoice::Sgd || decays,
-                    name,
-                    parameter: tensor,
-                    first: None,
-                    second: None,
-                },
-            )
+            .map(|trained| Slot {
+                decays: config.kind == OptimizerChoice::Sgd || trained.decays,
+                name: trained.name,
+                parameter: trained.tensor,
+                first: None,
+                second: None,
+            })
             .collect();
         Self {
             config,
             slots,
-            updates: 0,
+            steps: Tensor::zeros([], (Kind::Float, device)),
         }
     }
 
     /// Forgets all gradients.
-    pub fn zero_grad(&mut self) {
-        for slot in &mut self.slots {
-            slot.parameter.zero_grad();
-        }
-    }
-
-    /// Clips the gradients, moves the weights with learning rate `lr`, or skips when a gradient is not finite.
-    pub fn step(&mut self, lr: f64) -> Step {
-        let norm = self.grad_norm();
-        if !norm.is_finite() {
-            return Step::Skipped;
-        }
-        let scale = if norm > self.config.grad_clip {
-            self.config.grad_clip / (norm + 1e-6)
+    pub fn zero_grad(&mut self) -> Result<()> {
+        if vision_mamba_ops::native::is_ready() {
+            update::forget_gradients(self.slots.iter().map(|slot| &slot.parameter))?;
         } else {
-            1.0
-        };
-        self.updates += 1;
-        let (config, updates) = (&self.config, self.updates);
-        no_grad(|| {
             for slot in &mut self.slots {
-                let grad = slot.parameter.grad();
-                if !grad.defined() {
-                    continue;
-                }
-                let grad = if scale == 1.0 { grad } else { grad * scale };
-                match config.kind {
-                    OptimizerChoice::Sgd => slot.sgd(grad, lr, config),
-                    OptimizerChoice::Adamw => slot.adamw(&grad, lr, config, updates),
-                }
+                slot.parameter.zero_grad();
             }
-        });
-        Step::Taken { grad_norm: norm }
-    }
-
-    fn grad_norm(&self) -> f64 {
-        let squares: Vec<Tensor> = self
-            .slots
-            .iter()
-            .map(|slot| slot.parameter.grad())
-            .filter(Tensor::defined)
-            .map(|grad| no_grad(|| grad.norm().to_kind(Kind::Double).square()))
-            .collect();
-        if squares.is_empty() {
-            return 0.0;
         }
-        Tensor::stack(&squares, 0)
-            .sum(Kind::Double)
-            .sqrt()
-            .double_value(&[])
+        Ok(())
     }
 
-    /// Number of updates taken.
+    /// Clips the gradients and moves the weights with learning rate `lr`; where a gradient or `loss` is not finite, nothing moves. The native
+    /// library does it without waiting for the device.
+    pub fn step(&mut self, lr: f64, loss: Option<&Tensor>) -> Result<Taken> {
+        let adamw = self.config.kind == OptimizerChoice::Adamw;
+        let mut active = Vec::new();
+        for slot in &mut self.slots {
+            let gradient = slot.parameter.grad();
+            if gradient.defined() {
+                slot.begin(adamw);
+                active.push((slot, gradient));
+            }
+        }
+        if active.is_empty() {
+            let taken = loss.map_or_else(|| Tensor::from(true), Tensor::isfinite);
+            let norm = Tensor::from(0f64);
+            return Ok(Taken { taken, norm });
+        }
+        if !vision_mamba_ops::native::is_ready() {
+            return Ok(plain_step(&self.config, lr, &mut self.steps, loss, active));
+        }
+        let rule = match self.config.kind {
+            OptimizerChoice::Sgd => Rule::Sgd {
+                momentum: self.config.momentum,
+            },
+            OptimizerChoice::Adamw => Rule::Adamw {
+                betas: self.config.betas,
+                eps: self.config.eps,
+            },
+        };
+        let update = Update {
+            rule,
+            lr,
+            weight_decay: self.config.weight_decay,
+            clip: self.config.grad_clip,
+            steps: &self.steps,
+            loss,
+        };
+        let mut entries = Vec::with_capacity(active.len());
+        for (slot, gradient) in &active {
+            let Some(first) = &slot.first else { continue };
+            entries.push(Entry {
+                parameter: &slot.parameter,
+                gradient: gradient.shallow_clone(),
+                first,
+                second: slot.second.as_ref(),
+                decays: slot.decays,
+            });
+        }
+        Ok(update::step(&update, &entries)?)
+    }
+
+    /// Number of steps taken; waits for the device.
     pub fn updates(&self) -> i64 {
-        self.updates
+        self.steps.double_value(&[]) as i64
     }
 
     /// The moments under `optimizer.first.NAME` and `optimizer.second.NAME`.
@@ -183,13 +181,16 @@ impl Optimizer {
 
     /// Takes back what [`Self::state`] gave, after `updates` updates.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>, updates: i64) -> Result<()> {
-        self.updates = updates;
+        let _ = no_grad(|| self.steps.fill_(updates as f64));
         for slot in &mut self.slots {
             for (kind, moment) in [("first", &mut slot.first), ("second", &mut slot.second)] {
                 let name = format!("optimizer.{kind}.{}", slot.name);
                 *moment = match state.get(&name) {
                     Some(saved) if saved.size() == slot.parameter.size() => {
-                        Some(saved.to_device(slot.parameter.device()).copy())
+                        // in the parameter's order in memory
+                        let mut own = no_grad(|| slot.parameter.zeros_like());
+                        own.copy_(saved);
+                        Some(own)
                     }
                     Some(saved) => bail!(
                         "'{name}' has shape {:?} but the parameter has {:?}",
@@ -204,42 +205,81 @@ impl Optimizer {
     }
 }
 
+/// A step by plain tensor operations, each of which the device is asked for.
+fn plain_step(
+    config: &OptimizerConfig,
+    lr: f64,
+    steps: &mut Tensor,
+    loss: Option<&Tensor>,
+    active: Vec<(&mut Slot, Tensor)>,
+) -> Taken {
+    let squares: Vec<Tensor> = active
+        .iter()
+        .map(|(_, grad)| no_grad(|| grad.norm().to_kind(Kind::Double).square()))
+        .collect();
+    let norm = Tensor::stack(&squares, 0).sum(Kind::Double).sqrt();
+    let length = norm.double_value(&[]);
+    let finite = length.is_finite() && loss.is_none_or(|loss| loss.double_value(&[]).is_finite());
+    let taken = Tensor::from(finite).to_device(steps.device());
+    if !finite {
+        return Taken { taken, norm };
+    }
+    let excess = ((length + 1e-6) / config.grad_clip).max(1.0);
+    no_grad(|| {
+        let _ = steps.g_add_scalar_(1.0);
+        let updates = steps.double_value(&[]) as i32;
+        for (slot, grad) in active {
+            let grad = grad / excess;
+            match config.kind {
+                OptimizerChoice::Sgd => slot.sgd(grad, lr, config),
+                OptimizerChoice::Adamw => slot.adamw(&grad, lr, config, updates),
+            }
+        }
+    });
+    Taken { taken, norm }
+}
+
 impl Slot {
+    /// Moments before the first step.
+    fn begin(&mut self, adamw: bool) {
+        let zeros = || no_grad(|| self.parameter.zeros_like());
+        if self.first.is_none() {
+            self.first = Some(zeros());
+        }
+        if adamw && self.second.is_none() {
+            self.second = Some(zeros());
+        }
+    }
+
     fn sgd(&mut self, grad: Tensor, lr: f64, config: &OptimizerConfig) {
+        let Some(buffer) = &mut self.first else {
+            return;
+        };
         let mut grad = grad;
         if config.weight_decay != 0.0 {
             grad += &self.parameter * config.weight_decay;
         }
-        let buffer = match &mut self.first {
-            Some(buffer) => {
-                let _ = buffer.g_mul_scalar_(config.momentum);
-                let _ = buffer.g_add_(&grad);
-                buffer.shallow_clone()
-            }
-            None => self.first.insert(grad.copy()).shallow_clone(),
-        };
+        let _ = buffer.g_mul_scalar_(config.momentum);
+        let _ = buffer.g_add_(&grad);
         // Nesterov: look ahead along the momentum.
-        let update = grad + buffer * config.momentum;
+        let update = grad + &*buffer * config.momentum;
         let _ = self.parameter.g_sub_(&(update * lr));
     }
 
-    fn adamw(&mut self, grad: &Tensor, lr: f64, config: &OptimizerConfig, updates: i64) {
+    fn adamw(&mut self, grad: &Tensor, lr: f64, config: &OptimizerConfig, updates: i32) {
+        let (Some(first), Some(second)) = (&mut self.first, &mut self.second) else {
+            return;
+        };
         let (beta1, beta2) = config.betas;
         if self.decays && config.weight_decay != 0.0 {
             let _ = self.parameter.g_mul_scalar_(1.0 - lr * config.weight_decay);
         }
-        let first = self
-            .first
-            .get_or_insert_with(|| self.parameter.zeros_like());
         let _ = first.g_mul_scalar_(beta1);
         let _ = first.g_add_(&(grad * (1.0 - beta1)));
-        let second = self
-            .second
-            .get_or_insert_with(|| self.parameter.zeros_like());
         let _ = second.g_mul_scalar_(beta2);
         let _ = second.g_add_(&(grad.square() * (1.0 - beta2)));
-        let correction1 = 1.0 - beta1.powi(updates as i32);
-        let correction2 = 1.0 - beta2.powi(updates as i32);
+        let correction1 = 1.0 - beta1.powi(updates);
+        let correction2 = 1.0 - beta2.powi(updates);
         let denominator = second.sqrt() / correction2.sqrt() + config.eps;
         let _ = self
             .parameter
@@ -279,10 +319,16 @@ mod tests {
         }]
     }
 
-    fn quadratic_step(optimizer: &mut Optimizer, p: &Tensor, lr: f64) -> Step {
-        optimizer.zero_grad();
+    /// The norm of the gradient, where the step was taken.
+    fn quadratic_step(optimizer: &mut Optimizer, p: &Tensor, lr: f64) -> Option<f64> {
+        optimizer.zero_grad().unwrap();
         (p * p).sum(Kind::Double).backward();
-        optimizer.step(lr)
+        taken(&optimizer.step(lr, None).unwrap())
+    }
+
+    fn taken(step: &Taken) -> Option<f64> {
+        let moved = step.taken.int64_value(&[]) == 1;
+        moved.then(|| step.norm.double_value(&[]))
     }
 
     #[test]
@@ -324,21 +370,22 @@ mod tests {
         clipped.weight_decay = 0.0;
         clipped.momentum = 0.0;
         let mut o = Optimizer::new(clipped, one(&p));
-        let taken = quadratic_step(&mut o, &p, 1.0);
-        assert_eq!(
-            taken,
-            Step::Taken {
-                grad_norm: 20f64.sqrt()
-            }
-        );
+        let norm = quadratic_step(&mut o, &p, 1.0).unwrap();
+        assert!((norm - 20f64.sqrt()).abs() < 1e-12, "norm {norm}");
         let moved = (p.double_value(&[0, 0]) - 1.0).hypot(p.double_value(&[0, 1]) + 2.0);
         assert!((moved - 1.0).abs() < 1e-5, "moved {moved}");
 
         let before = p.copy();
-        o.zero_grad();
+        o.zero_grad().unwrap();
         (&p * f64::NAN).sum(Kind::Double).backward();
-        assert_eq!(o.step(1.0), Step::Skipped);
+        assert_eq!(taken(&o.step(1.0, None).unwrap()), None);
         assert_eq!(p, before);
+        // nor does it move when only the loss is not finite
+        o.zero_grad().unwrap();
+        (&p * &p).sum(Kind::Double).backward();
+        let loss = Tensor::from(f32::INFINITY);
+        assert_eq!(taken(&o.step(1.0, Some(&loss)).unwrap()), None);
+        assert_eq!((p.copy(), o.updates()), (before, 1));
 
         let q = parameter();
         let mut other = Optimizer::new(config(OptimizerChoice::Adamw), one(&q));
@@ -359,5 +406,40 @@ mod tests {
         resumed.restore(&saved, 1).unwrap();
         quadratic_step(&mut resumed, &r, 0.1);
         assert_eq!(q, r);
+    }
+
+    /// The native library's step against the plain one, over steps of which one has no finite gradient.
+    #[test]
+    fn fused_and_plain_steps_agree() {
+        for kind in [OptimizerChoice::Sgd, OptimizerChoice::Adamw] {
+            let mut config = config(kind);
+            config.grad_clip = 1.5;
+            let start = Tensor::from_slice(&[0.3f32, -2.0, 1.5, 0.7, 0.0, -0.1]).view([2, 3]);
+            let weights = || start.copy().set_requires_grad(true);
+            let (fused, plain) = (weights(), weights());
+            let mut a = Optimizer::new(config.clone(), one(&fused));
+            let mut b = Optimizer::new(config.clone(), one(&plain));
+            for step in 0..5 {
+                let scale = if step == 2 {
+                    f64::NAN
+                } else {
+                    1.0 + step as f64
+                };
+                for p in [&fused, &plain] {
+                    (p * p * p * scale).sum(Kind::Float).backward();
+                }
+                a.step(0.01, None).unwrap();
+                let slot = &mut b.slots[0];
+                slot.begin(kind == OptimizerChoice::Adamw);
+                let active = vec![(slot, plain.grad())];
+                plain_step(&config, 0.01, &mut b.steps, None, active);
+                a.zero_grad().unwrap();
+                b.zero_grad().unwrap();
+            }
+            assert_eq!((a.updates(), b.updates()), (4, 4));
+            let gap = (&fused - &plain).abs().max().double_value(&[]);
+            assert!(gap < 1e-6, "{kind:?}: {gap}");
+            assert!((&fused - &start).abs().max().double_value(&[]) > 1e-3);
+        }
     }
 }

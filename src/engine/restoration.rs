@@ -14,12 +14,15 @@ use vision_mamba_datasets::restoration::sampler::{
 };
 use vision_mamba_datasets::Prefetch;
 use vision_mamba_models::{Built, NetworkSpec};
+use vision_mamba_ops::device::upload;
 
+use super::profile::{Phase, Watch};
 use super::task::{shown, Course, Scores, Task, Validation};
 use crate::dehaze::network::restore;
 use crate::losses::image::ImageLoss;
 use crate::metrics::overlap::mean;
 use crate::metrics::restoration::{psnr, ssim, Channels, Window};
+use crate::speed::Speed;
 
 /// Longest side of the pictures that are scored after each epoch; of larger ones the middle is. The validation at the end knows no such limit.
 const LONGEST_VALIDATED: u32 = 1024;
@@ -94,18 +97,19 @@ pub struct ImageScores {
     pub ssim: Option<f64>,
 }
 
-fn tensors(batch: &RestorationBatch, device: Device) -> Result<[Tensor; 2]> {
+/// Damaged and whole pictures, (B, 3, rows, columns) in [0, 1].
+fn tensors(batch: &RestorationBatch, device: Device, speed: Speed) -> Result<[Tensor; 2]> {
     let shape = batch.shape.map(|n| n as i64);
     let tensor = |values: &[f32]| -> Result<Tensor> {
-        Ok(Tensor::f_from_slice(values)?
-            .f_view(shape)?
-            .f_to_device(device)?)
+        let host = Tensor::f_from_slice(values)?.f_view(shape)?;
+        speed.image(upload(&host, device)?)
     };
     Ok([tensor(&batch.hazy)?, tensor(&batch.clear)?])
 }
 
 impl Task for Restoration<'_> {
     type Batch = RestorationBatch;
+    type Loaded = [Tensor; 2];
     type Scores = ImageScores;
 
     fn batches(&self, range: Range<u64>, workers: usize) -> Result<Prefetch<RestorationBatch>> {
@@ -118,12 +122,18 @@ impl Task for Restoration<'_> {
         )?)
     }
 
-    fn loss(&self, built: &Built, batch: &RestorationBatch) -> Result<Tensor> {
-        let [hazy, clear] = tensors(batch, self.device)?;
+    fn load(&self, batch: &RestorationBatch) -> Result<[Tensor; 2]> {
+        tensors(batch, self.device, self.config.training.speed)
+    }
+
+    fn loss(&self, built: &Built, batch: &[Tensor; 2], watch: &Watch) -> Result<Tensor> {
+        let [hazy, clear] = batch;
         let net = built.net.as_ref();
-        let outputs = self.config.training.precision.forward(net, &hazy, true)?;
+        let outputs = watch.phase(Phase::Forward, || {
+            self.config.training.precision.forward(net, hazy, true)
+        })?;
         let restored = outputs.first().context("the network gave no output")?;
-        Ok(self.config.loss.forward(restored, &clear))
+        Ok(watch.phase(Phase::Loss, || self.config.loss.forward(restored, clear)))
     }
 
     fn validate(&self, built: &Built, _smoothed: Option<f64>) -> Result<Validation<ImageScores>> {
@@ -141,7 +151,7 @@ impl Task for Restoration<'_> {
         for n in 0..all.min(most) {
             // spread over all of them, the same in every epoch
             let batch = draw_whole(pictures, &crops, n * all / all.min(most), LONGEST_VALIDATED)?;
-            let [hazy, clear] = tensors(&batch, self.device)?;
+            let [hazy, clear] = tensors(&batch, self.device, self.config.training.speed)?;
             let restored = no_grad(|| restore(built, &hazy))?;
             let loss = no_grad(|| self.config.loss.forward(&restored, &clear));
             losses.push(Some(loss.double_value(&[])));

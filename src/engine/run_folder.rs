@@ -121,6 +121,11 @@ impl RunFolder {
         self.root.join("training_state.safetensors")
     }
 
+    /// `profile.json`.
+    pub fn profile(&self) -> PathBuf {
+        self.root.join("profile.json")
+    }
+
     /// `progress.png`.
     pub fn progress(&self) -> PathBuf {
         self.root.join("progress.png")

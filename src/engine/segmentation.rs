@@ -11,6 +11,7 @@ use vision_mamba_models::Built;
 
 use super::batch::TensorBatch;
 use super::config::TrainingConfig;
+use super::profile::{Phase, Watch};
 use super::task::{shown, Scores, Task, Validation};
 use super::validation::on_patches;
 
@@ -41,6 +42,7 @@ pub struct DiceScores {
 
 impl Task for Segmentation<'_> {
     type Batch = Batch;
+    type Loaded = TensorBatch;
     type Scores = DiceScores;
 
     fn batches(&self, range: Range<u64>, workers: usize) -> Result<Prefetch> {
@@ -61,11 +63,17 @@ impl Task for Segmentation<'_> {
         )?)
     }
 
-    fn loss(&self, built: &Built, batch: &Batch) -> Result<Tensor> {
-        let batch = TensorBatch::new(batch, self.device)?;
+    fn load(&self, batch: &Batch) -> Result<TensorBatch> {
+        TensorBatch::new(batch, self.device, self.config.speed)
+    }
+
+    fn loss(&self, built: &Built, batch: &TensorBatch, watch: &Watch) -> Result<Tensor> {
         let net = built.net.as_ref();
-        let outputs = self.config.precision.forward(net, &batch.image, true)?;
-        Ok(self.config.loss(self.info).forward(&outputs, &batch.label))
+        let outputs = watch.phase(Phase::Forward, || {
+            self.config.precision.forward(net, &batch.image, true)
+        })?;
+        let loss = self.config.loss(self.info);
+        Ok(watch.phase(Phase::Loss, || loss.forward(&outputs, &batch.target)))
     }
 
     fn validate(&self, built: &Built, smoothed: Option<f64>) -> Result<Validation<DiceScores>> {

@@ -10,8 +10,10 @@ use vision_mamba_datasets::Prefetch;
 use vision_mamba_models::Built;
 
 use super::optimizer::OptimizerConfig;
+use super::profile::Watch;
 use super::schedule::Schedule;
 use crate::precision::Precision;
+use crate::speed::Speed;
 
 /// How a run trains, whatever it trains.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +32,9 @@ pub struct Course {
     /// The number format of forward passes.
     #[serde(default)]
     pub precision: Precision,
+    /// How fast it computes.
+    #[serde(default, skip_serializing_if = "Speed::is_usual")]
+    pub speed: Speed,
     /// Decay of the moving average of the weights, which is validated and saved; none: the weights themselves are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
@@ -41,14 +46,19 @@ pub struct Course {
 pub trait Task {
     /// What worker threads prepare for one step.
     type Batch: Send + 'static;
+    /// A batch on the device.
+    type Loaded;
     /// What an epoch's validation finds.
     type Scores: Scores;
 
     /// Batches of a range of numbers; each depends on its number alone.
     fn batches(&self, range: Range<u64>, workers: usize) -> Result<Prefetch<Self::Batch>>;
 
+    /// Moves a batch to the device; what is computed there meanwhile is not waited for.
+    fn load(&self, batch: &Self::Batch) -> Result<Self::Loaded>;
+
     /// The batch through the network, and its loss: a scalar that can be differentiated.
-    fn loss(&self, built: &Built, batch: &Self::Batch) -> Result<Tensor>;
+    fn loss(&self, built: &Built, batch: &Self::Loaded, watch: &Watch) -> Result<Tensor>;
 
     /// Scores the network. `smoothed` is the last epoch's [`Validation::choice`].
     fn validate(&self, built: &Built, smoothed: Option<f64>) -> Result<Validation<Self::Scores>>;

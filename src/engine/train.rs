@@ -5,12 +5,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
+use tch::{Device, Tensor};
 use vision_mamba_models::{weights, Built};
 
 use super::average::Average;
-use super::optimizer::{trained, Optimizer, Step};
-use super::run_folder::{EpochLog, RunFolder};
+use super::optimizer::{trained, Optimizer};
+use super::profile::{Phase, Profile, Watch};
+use super::run_folder::{write_json, EpochLog, RunFolder};
 use super::state::{self, Progress};
+use super::tally::Tally;
 use super::task::{shown, Course, Scores, Task};
 use super::tensorboard::Events;
 use crate::cli::args::CheckpointChoice;
@@ -39,6 +42,10 @@ pub struct Trainer<'a, T: Task> {
     pub dataset: &'a str,
     /// Threads that prepare patches.
     pub workers: usize,
+    /// Where the network computes.
+    pub device: Device,
+    /// Time so many steps and tell where their time goes.
+    pub profile: Option<u64>,
     /// Asked between steps.
     pub stop: &'a StopFlag,
     /// Says what happens.
@@ -79,10 +86,23 @@ impl<T: Task> Trainer<'_, T> {
             .batches(progress.step * pieces..total * pieces, self.workers)?;
         let mut bar = Bar::new(self.printer, "training", total);
         bar.start_at(progress.step);
-        let mut skipped_in_a_row = 0;
+        let watch = Watch::new(self.device, self.profile);
+        let mut tally = Tally::new(&progress, self.device);
         let mut started = Instant::now();
         let mut last_score = log.last().and_then(main_score);
         let session = (Instant::now(), progress.step);
+        // The next batch is on its way while a step is computed.
+        let mut next = || -> Result<Option<T::Loaded>> {
+            match watch.phase(Phase::Data, || batches.next()) {
+                Some(batch) => {
+                    let batch = batch?;
+                    let loaded = watch.phase(Phase::Transfer, || self.task.load(&batch))?;
+                    Ok(Some(loaded))
+                }
+                None => Ok(None),
+            }
+        };
+        let mut loaded = next()?;
 
         while progress.step < total {
             let lr = schedule.lr(progress.step);
@@ -90,53 +110,40 @@ impl<T: Task> Trainer<'_, T> {
             tch::manual_seed(
                 (course.seed ^ progress.step.wrapping_mul(0x9e37_79b9_7f4a_7c15)) as i64,
             );
-            optimizer.zero_grad();
-            let mut number = 0f64;
-            for batch in batches.by_ref().take(pieces as usize) {
-                let batch = batch?;
-                // every piece is taken, so that the next step begins with its own
-                if !number.is_finite() {
-                    continue;
-                }
-                let value = self.task.loss(self.built, &batch)? / pieces as f64;
-                number += value.double_value(&[]);
-                if number.is_finite() {
-                    value.backward();
-                }
-            }
-            let taken = match number.is_finite() {
-                true => optimizer.step(lr),
-                false => Step::Skipped,
-            };
-            match taken {
-                Step::Taken { .. } => {
-                    skipped_in_a_row = 0;
-                    progress.loss_sum += number;
-                    progress.loss_count += 1;
-                    if let Some(average) = &mut average {
-                        average.update(optimizer.updates());
-                    }
-                }
-                Step::Skipped => {
-                    skipped_in_a_row += 1;
-                    progress.skipped += 1;
-                    if skipped_in_a_row == 1 {
-                        self.printer.detail(&format!(
-                            "step {}: loss or gradient is not finite, skipped",
-                            progress.step
-                        ));
-                    }
-                    if skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW {
-                        bail!(
-                            "{MOST_SKIPPED_IN_A_ROW} steps in a row gave no finite gradient: the run has diverged; \
-                             train again with a lower --lr (it was {lr:.2e}). The last checkpoint is kept"
-                        );
-                    }
+            optimizer.zero_grad()?;
+            let mut loss: Option<Tensor> = None;
+            for piece in 0..pieces {
+                let batch = loaded.take().context("the data ended before the run")?;
+                let value = self.task.loss(self.built, &batch, &watch)? / pieces as f64;
+                watch.phase(Phase::Backward, || value.backward());
+                let value = value.detach();
+                loss = Some(match loss {
+                    Some(sum) => sum + value,
+                    None => value,
+                });
+                if piece + 1 < pieces {
+                    loaded = next()?;
                 }
             }
+            let loss = loss.context("a step of no batches")?;
             progress.step += 1;
-            progress.updates = optimizer.updates();
+            watch.phase(Phase::Update, || -> Result<()> {
+                let step = optimizer.step(lr, Some(&loss))?;
+                tally.add(&loss, &step.taken);
+                match &mut average {
+                    Some(average) => average.update(progress.step),
+                    None => Ok(()),
+                }
+            })?;
+            loaded = next()?;
             let epoch = (progress.step - 1) / schedule.steps_per_epoch;
+            let epoch_done = progress.step % schedule.steps_per_epoch == 0;
+            let stopping = self.stop.is_set() && progress.step < total;
+            let due = epoch_done && (epoch + 1).is_multiple_of(course.save_every);
+            let saving = stopping || due || progress.step == total;
+            if epoch_done || saving || tally.is_due() {
+                self.look(&mut tally, &mut progress, lr)?;
+            }
             bar.prefix(format!("epoch {}/{}", epoch + 1, schedule.epochs));
             bar.step(|| {
                 let seconds = session.0.elapsed().as_secs_f64();
@@ -150,16 +157,16 @@ impl<T: Task> Trainer<'_, T> {
                     duration((total - progress.step) as f64 / rate)
                 )
             });
+            if let Some(profile) = watch.step_done()? {
+                bar.line(&self.keep(&profile)?);
+            }
 
-            let epoch_done = progress.step % schedule.steps_per_epoch == 0;
-            let stopping = self.stop.is_set() && progress.step < total;
-            let due = epoch_done && (epoch + 1).is_multiple_of(course.save_every);
-            let saving = stopping || due || progress.step == total;
             if epoch_done || saving {
                 exchange(&mut average);
             }
             if epoch_done {
                 let row = self.end_epoch(&mut progress, &mut started, lr)?;
+                tally.next_epoch();
                 last_score = main_score(&row);
                 bar.line(&epoch_line(&row, schedule.epochs));
                 events.add(&row)?;
@@ -179,6 +186,7 @@ impl<T: Task> Trainer<'_, T> {
                 exchange(&mut average);
             }
             if saving {
+                progress.updates = optimizer.updates();
                 progress.seconds += started.elapsed().as_secs_f64();
                 started = Instant::now();
                 state::save(
@@ -209,6 +217,35 @@ impl<T: Task> Trainer<'_, T> {
         }
         exchange(&mut average);
         self.save_weights(CheckpointChoice::Final, progress.step)
+    }
+
+    /// Asks the device what the steps came to, and ends a run that has diverged.
+    fn look(&self, tally: &mut Tally, progress: &mut Progress, lr: f64) -> Result<()> {
+        let told = tally.tell()?;
+        if told.skipped > progress.skipped {
+            self.printer.detail(&format!(
+                "step {}: {} step(s) skipped up to here, for a loss or gradient that is not finite",
+                progress.step, told.skipped
+            ));
+        }
+        progress.loss_sum = told.loss_sum;
+        progress.loss_count = told.loss_count;
+        progress.skipped = told.skipped;
+        if told.in_a_row >= MOST_SKIPPED_IN_A_ROW {
+            bail!(
+                "{} steps in a row gave no finite gradient: the run has diverged; \
+                 train again with a lower --lr (it was {lr:.2e}). The last checkpoint is kept",
+                told.in_a_row
+            );
+        }
+        Ok(())
+    }
+
+    /// Writes a profile into the run folder, and returns it to be read.
+    fn keep(&self, profile: &Profile) -> Result<String> {
+        let path = self.folder.profile();
+        write_json(&path, profile)?;
+        Ok(format!("{}\nin {}", profile.told(), path.display()))
     }
 
     fn end_epoch(

@@ -52,18 +52,18 @@ pub fn on_patches(
     let mut counts = Tensor::zeros([3, scored.len() as i64], (Kind::Double, device));
     let values: Vec<Vec<i16>> = scored.into_iter().map(|f| f.1).collect();
     for index in 0..config.validation_steps {
-        let batch = TensorBatch::new(&draw_batch(cases, &settings, index), device)?;
+        let batch = TensorBatch::new(&draw_batch(cases, &settings, index), device, config.speed)?;
         no_grad(|| -> Result<()> {
             let net = built.net.as_ref();
             let outputs = config.precision.forward(net, &batch.image, false)?;
             let finest = outputs.first().context("the network gave no output")?;
-            losses.push(loss.single(finest, &batch.label).double_value(&[]));
+            losses.push(loss.single(finest, &batch.target).double_value(&[]));
             let predicted = match info.regions.is_empty() {
                 true => region_target(&finest.argmax(1, false), &values),
                 // a sigmoid above one half
                 false => finest.gt(0.0).to_kind(Kind::Float),
             };
-            counts += overlap(&predicted, &batch.label, &values);
+            counts += overlap(&predicted, &batch.target.labels, &values);
             Ok(())
         })?;
     }

@@ -4,5 +4,7 @@ pub mod image;
 mod segmentation;
 mod soft_dice;
 
-pub use segmentation::{deep_supervision_weights, region_target, LossKind, SegmentationLoss};
+pub use segmentation::{
+    deep_supervision_weights, region_target, LossKind, SegmentationLoss, Target,
+};
 pub use soft_dice::{soft_dice, squared_dice, DiceOver};

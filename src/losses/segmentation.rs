@@ -48,27 +48,47 @@ impl Default for SegmentationLoss {
     }
 }
 
+/// Labels (B, …; int64) that a loss compares with; below zero nothing is known.
+#[derive(Debug)]
+pub struct Target {
+    /// The labels.
+    pub labels: Tensor,
+    /// Whether any may be below zero.
+    pub partial: bool,
+}
+
+impl Target {
+    /// Looks whether any is below zero, for which the device is waited for.
+    pub fn new(labels: Tensor) -> Self {
+        let partial = labels.numel() > 0 && labels.min().int64_value(&[]) < 0;
+        Self { labels, partial }
+    }
+}
+
 /// Labels below zero take no part.
 const IGNORED: i64 = -1;
 /// Part of the voxels that the hard form of cross-entropy averages.
 const HARD: f64 = 0.1;
 
 impl SegmentationLoss {
-    /// Loss of `outputs` (finest first, each (B, K, …)) against `target` (B, …; int64, negative = ignored), weighted by
-    /// [`deep_supervision_weights`]. Coarser outputs see the target by nearest neighbour.
-    pub fn forward(&self, outputs: &[Tensor], target: &Tensor) -> Tensor {
-        let targets: Vec<Tensor> = outputs
+    /// Loss of `outputs` (finest first, each (B, K, …)) against `target`, weighted by [`deep_supervision_weights`]. Coarser outputs see the
+    /// target by nearest neighbour.
+    pub fn forward(&self, outputs: &[Tensor], target: &Target) -> Tensor {
+        let targets: Vec<Target> = outputs
             .iter()
-            .map(|output| match &output.size()[2..] {
-                size if target.size()[1..] == *size => target.shallow_clone(),
-                size => resize_nearest(target, size),
+            .map(|output| Target {
+                labels: match &output.size()[2..] {
+                    size if target.labels.size()[1..] == *size => target.labels.shallow_clone(),
+                    size => resize_nearest(&target.labels, size),
+                },
+                partial: target.partial,
             })
             .collect();
         self.each(outputs, &targets)
     }
 
     /// The same with a target for each output.
-    pub fn each(&self, outputs: &[Tensor], targets: &[Tensor]) -> Tensor {
+    pub fn each(&self, outputs: &[Tensor], targets: &[Target]) -> Tensor {
         let weights = deep_supervision_weights(outputs.len());
         let used = weights.iter().zip(outputs.iter().zip(targets));
         used.filter(|(weight, _)| **weight != 0.0)
@@ -77,22 +97,25 @@ impl SegmentationLoss {
             .unwrap_or_else(|| Tensor::zeros([], (Kind::Float, tch::Device::Cpu)))
     }
 
-    /// Loss of one output (B, K, …) against `target` (B, …).
-    pub fn single(&self, logits: &Tensor, target: &Tensor) -> Tensor {
+    /// Loss of one output (B, K, …) against `target`.
+    pub fn single(&self, logits: &Tensor, target: &Target) -> Tensor {
         let logits = logits.to_kind(Kind::Float);
-        let some_ignored = target.min().int64_value(&[]) < 0;
-        let valid = some_ignored.then(|| target.ge(0).unsqueeze(1).to_kind(Kind::Float));
+        let valid = target
+            .partial
+            .then(|| target.labels.ge(0).unsqueeze(1).to_kind(Kind::Float));
+        let target = &target.labels;
         if !self.regions.is_empty() {
             let target = region_target(target, &self.regions);
             return self.regions(&logits, &target, valid.as_ref());
         }
-        // a patch of which nothing is known has no mean cross-entropy; it counts as nothing, as in nnU-Net
-        let nothing_known = some_ignored && target.max().int64_value(&[]) < 0;
-        let ce = |reduction| match (nothing_known, reduction) {
-            (true, Reduction::Mean) => (&logits * 0.0).sum(Kind::Float),
-            (_, reduction) => {
-                logits.cross_entropy_loss::<Tensor>(target, None, reduction, IGNORED, 0.0)
+        let cross_entropy =
+            |reduction| logits.cross_entropy_loss::<Tensor>(target, None, reduction, IGNORED, 0.0);
+        let ce = |reduction| match (&valid, reduction) {
+            // a patch of which nothing is known has no mean cross-entropy; it counts as nothing, as in nnU-Net
+            (Some(valid), Reduction::Mean) => {
+                cross_entropy(Reduction::Sum) / valid.sum(Kind::Float).clamp_min(1.0)
             }
+            (_, reduction) => cross_entropy(reduction),
         };
         let one_hot = || one_hot(target, logits.size()[1]);
         match self.kind {
@@ -222,7 +245,7 @@ mod tests {
         let logits = Tensor::zeros([1, 2, 1, 2], (Kind::Float, tch::Device::Cpu));
         let target = Tensor::from_slice(&[0i64, 1]).view([1, 1, 2]);
         let loss = SegmentationLoss::default()
-            .single(&logits, &target)
+            .single(&logits, &Target::new(target))
             .double_value(&[]);
         let want = 2f64.ln() - (1.0 + 1e-5) / (2.0 + 1e-5);
         assert!((loss - want).abs() < 1e-6, "{loss} against {want}");
@@ -234,9 +257,9 @@ mod tests {
         let with = Tensor::from_slice(&[0i64, 1, -1]).view([1, 1, 3]);
         let without = Tensor::from_slice(&[0i64, 1]).view([1, 1, 2]);
         let loss = SegmentationLoss::default();
-        let a = loss.single(&logits, &with).double_value(&[]);
+        let a = loss.single(&logits, &Target::new(with)).double_value(&[]);
         let b = loss
-            .single(&logits.narrow(3, 0, 2), &without)
+            .single(&logits.narrow(3, 0, 2), &Target::new(without))
             .double_value(&[]);
         assert!((a - b).abs() < 1e-6, "{a} against {b}");
     }
@@ -244,7 +267,7 @@ mod tests {
     /// A patch without a known voxel gives a finite loss and no gradient that is not finite.
     #[test]
     fn nothing_known_is_no_nan() {
-        let target = Tensor::from_slice(&[-1i64, -1]).view([1, 1, 2]);
+        let target = Target::new(Tensor::from_slice(&[-1i64, -1]).view([1, 1, 2]));
         for kind in [
             LossKind::DiceCe,
             LossKind::DiceTopk,

@@ -4,6 +4,7 @@
 //! drawn with a font compiled into the binary, so the pictures are the same on every machine.
 
 pub mod benchmark;
+pub mod columns;
 pub mod html;
 pub mod overlay;
 mod palette;

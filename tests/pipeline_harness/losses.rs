@@ -6,7 +6,7 @@ use ndarray::ArrayD;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 use vision_mamba::losses::image::{l1, ssim};
-use vision_mamba::losses::{soft_dice, squared_dice, DiceOver, LossKind, SegmentationLoss};
+use vision_mamba::losses::{soft_dice, squared_dice, DiceOver, LossKind, SegmentationLoss, Target};
 
 use crate::arrays::{compare, Arrays};
 use crate::checks::{Checks, Fallible, Worst};
@@ -102,7 +102,7 @@ impl Case<'_> {
                 over,
                 ..Default::default()
             }
-            .single(&logits, &target)
+            .single(&logits, &Target::new(target.shallow_clone()))
         };
         let probabilities = || logits.softmax(1, Kind::Float);
         let one_hot = || {
@@ -133,7 +133,7 @@ impl Case<'_> {
                     over: DiceOver::Batch,
                     ..Default::default()
                 };
-                loss.single(&logits, &target)
+                loss.single(&logits, &Target::new(target))
             }
             "dc_bce_regions" => {
                 let target = self.tensor("region_target")?.to_kind(Kind::Float);
@@ -175,7 +175,7 @@ impl Case<'_> {
             ..Default::default()
         };
         let targets = (0..outputs.len())
-            .map(|n| self.target(&format!("target.{n}")))
+            .map(|n| Ok(Target::new(self.target(&format!("target.{n}"))?)))
             .collect::<Fallible<Vec<_>>>()?;
         let value = loss.each(&outputs, &targets);
         Ok((inputs, value))

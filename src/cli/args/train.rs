@@ -8,6 +8,7 @@ use super::{parse_size, CheckpointChoice, Size};
 use crate::losses::image::PixelLoss;
 use crate::losses::LossKind;
 use crate::precision::Precision;
+use crate::speed::Speed;
 
 /// A learning-rate schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -138,6 +139,12 @@ pub struct TrainArgs {
     /// Number format of matrix products and convolutions; scans, norms, losses and weights are always float32
     #[arg(long, value_enum, default_value = "auto")]
     pub precision: Precision,
+    /// What only changes how fast it computes.
+    #[command(flatten)]
+    pub speed: Speed,
+    /// Time N steps by phases and N by operators, and tell where a step's time goes; also in profile.json of the run folder
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "20", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub profile: Option<u64>,
     /// Part of the batch that must contain foreground
     #[arg(long, default_value_t = 0.33, value_name = "X")]
     pub oversample_foreground: f64,
