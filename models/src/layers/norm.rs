@@ -1,6 +1,6 @@
 //! Normalisation layers.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::init::Init;
 use crate::{ModelError, Scope};
@@ -70,7 +70,12 @@ impl InstanceNorm {
             Some((w, b)) => (Some(w), Some(b)),
             None => (None, None),
         };
-        // one group a channel is the same, and on the CPU several times faster than libtorch's instance norm
+        // One group a channel is the same, and on the CPU several times faster than libtorch's instance norm; but not with channels last in
+        // memory, where it takes ten to twenty times as long as with each channel's plane in one piece.
+        let x = match x.device() {
+            Device::Cpu => x.contiguous(),
+            _ => x.shallow_clone(),
+        };
         x.group_norm(x.size()[1], weight, bias, self.eps, false)
     }
 }
