@@ -176,6 +176,7 @@ fn units(include: &Path) -> Vec<Unit> {
         ("csrc/update.cpp", "update"),
         ("csrc/device.cpp", "device"),
         ("csrc/profiler.cpp", "profiler"),
+        ("csrc/recompute.cpp", "recompute"),
     ] {
         units.push(Unit {
             source,

@@ -17,6 +17,7 @@ mod library;
 mod meter;
 pub mod native;
 mod profiler;
+pub mod recompute;
 pub mod reference;
 pub mod update;
 

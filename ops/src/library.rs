@@ -4,6 +4,7 @@ use crate::autocast::AutocastFunctions;
 use crate::device::DeviceFunctions;
 use crate::meter::MeterFunctions;
 use crate::profiler::ProfilerFunctions;
+use crate::recompute::RecomputeFunction;
 use crate::update::UpdateFunctions;
 use crate::{archive, Activation, CrossScan, OpsError, ScanOutput, SelectiveScan};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -177,6 +178,7 @@ pub(crate) struct Functions {
     pub(crate) update: UpdateFunctions,
     pub(crate) device: DeviceFunctions,
     pub(crate) profiler: ProfilerFunctions,
+    pub(crate) recompute: RecomputeFunction,
 }
 
 impl Native {
@@ -369,6 +371,7 @@ unsafe fn functions(library: &Library) -> Result<Functions, libloading::Error> {
                 start: *library.get(b"vision_mamba_profiler_start\0")?,
                 stop: *library.get(b"vision_mamba_profiler_stop\0")?,
             },
+            recompute: *library.get(b"vision_mamba_recompute\0")?,
         })
     }
 }

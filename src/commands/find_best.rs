@@ -26,6 +26,7 @@ use crate::inference::postprocess::{learn, Cases, DiceScores, Packed, Postproces
 use crate::inference::volume::{segment_with, PredictOptions};
 use crate::precision::Precision;
 use crate::runtime::{self, StopFlag};
+use crate::speed::Speed;
 
 /// `best.json`: what was chosen, and every candidate's score.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -519,6 +520,7 @@ impl Again<'_> {
             mirroring: true,
             probabilities: wanted,
             precision: Precision::Float32,
+            speed: Speed::default(),
         };
         let image = self.dataset.load_image(id, Split::Training)?;
         let restored = segment_with(

@@ -561,6 +561,7 @@ fn run_config(
             accumulate: 1,
             precision: Precision::Float32,
             speed: Speed::default(),
+            checkpoint_activations: false,
             oversample_foreground: 0.33,
             augmentation,
             masked_channels: configuration.masked_channels(),

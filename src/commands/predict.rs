@@ -39,6 +39,7 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
     } = choose(args)?;
     let device = global.device.resolve()?;
     runtime::prepare(global.threads, device, printer);
+    args.speed.prepare(device)?;
     // what can be wrong with the files is found before the networks are loaded
     let first = RunFolder::open(&runs[0])?;
     let info = vision_mamba_datasets::DatasetJson::read(&first.dataset())?;
@@ -86,7 +87,11 @@ pub fn run(args: &PredictArgs, global: &Global, printer: &Printer) -> Result<()>
         mirroring: !args.no_mirroring,
         probabilities: args.save_probabilities,
         precision: args.precision,
+        speed: args.speed,
     };
+    for member in &members {
+        member.arrange(args.speed)?;
+    }
     let ensemble = Ensemble::new(&members)?;
     let pipeline = Pipeline {
         ensemble: &ensemble,

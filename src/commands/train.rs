@@ -36,6 +36,7 @@ use crate::metrics::protocol::Convention;
 use crate::metrics::summary::{summarise, voxel_ml, Scored};
 use crate::precision::Precision;
 use crate::runtime::{self, StopFlag};
+use crate::speed::Speed;
 
 /// A start from other weights takes at least one in so many of the network's tensors.
 const LEAST_LOADED: usize = 5;
@@ -364,6 +365,7 @@ pub(super) fn course(
         accumulate: args.accumulate,
         precision: args.precision,
         speed: args.speed,
+        checkpoint_activations: args.checkpoint_activations,
         ema: args.ema,
         save_every: args.save_every,
     }
@@ -555,6 +557,7 @@ fn training_config(
         accumulate: course.accumulate,
         precision: course.precision,
         speed: course.speed,
+        checkpoint_activations: course.checkpoint_activations,
         oversample_foreground: args.oversample_foreground,
         augmentation,
         masked_channels: configuration.masked_channels(),
@@ -603,6 +606,7 @@ fn validate(
         mirroring: true,
         probabilities: args.save_probabilities,
         precision: Precision::Float32,
+        speed: Speed::default(),
     };
     let mut bar = Progress::new(printer, "validating", ids.len() as u64);
     let mut cases = Vec::new();

@@ -78,6 +78,9 @@ pub struct TrainingConfig {
     /// How fast it computes.
     #[serde(default, skip_serializing_if = "Speed::is_usual")]
     pub speed: Speed,
+    /// Whether the insides of blocks are computed again in the backward pass instead of being kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint_activations: bool,
     /// What happens to patches.
     pub augmentation: Augmentation,
     /// Channels that augmentation leaves 0 outside the body: those the plan normalises within it.
@@ -109,6 +112,7 @@ impl TrainingConfig {
             accumulate: self.accumulate,
             precision: self.precision,
             speed: self.speed,
+            checkpoint_activations: self.checkpoint_activations,
             ema: self.ema,
             save_every: self.save_every,
         }

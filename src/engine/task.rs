@@ -35,6 +35,9 @@ pub struct Course {
     /// How fast it computes.
     #[serde(default, skip_serializing_if = "Speed::is_usual")]
     pub speed: Speed,
+    /// Whether the insides of blocks are computed again in the backward pass instead of being kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint_activations: bool,
     /// Decay of the moving average of the weights, which is validated and saved; none: the weights themselves are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,

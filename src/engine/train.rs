@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{bail, Context, Result};
 use tch::{Device, Tensor};
 use vision_mamba_models::{weights, Built};
+use vision_mamba_ops::recompute;
 
 use super::average::Average;
 use super::optimizer::{trained, Optimizer};
@@ -114,7 +115,9 @@ impl<T: Task> Trainer<'_, T> {
             let mut loss: Option<Tensor> = None;
             for piece in 0..pieces {
                 let batch = loaded.take().context("the data ended before the run")?;
-                let value = self.task.loss(self.built, &batch, &watch)? / pieces as f64;
+                let value = recompute::with(course.checkpoint_activations, || {
+                    self.task.loss(self.built, &batch, &watch)
+                })? / pieces as f64;
                 watch.phase(Phase::Backward, || value.backward());
                 let value = value.detach();
                 loss = Some(match loss {

@@ -13,6 +13,7 @@ use crate::cli::args::CheckpointChoice;
 use crate::cli::exit::Misuse;
 use crate::engine::config::RunConfig;
 use crate::engine::run_folder::RunFolder;
+use crate::speed::Speed;
 
 /// A network with what is needed to feed it.
 pub struct Member {
@@ -113,6 +114,11 @@ impl Member {
             && self.config.overrides == other.config.overrides
     }
 
+    /// Puts its kernels in order in memory.
+    pub fn arrange(&self, speed: Speed) -> Result<()> {
+        speed.arrange(&self.built.params)
+    }
+
     /// How its windows are laid.
     pub fn window(&self, options: &PredictOptions) -> WindowOptions {
         WindowOptions {
@@ -126,10 +132,11 @@ impl Member {
     pub fn voice(&self, options: &PredictOptions) -> Voice<'_> {
         let own = &self.config.training.mirror_axes;
         let axes = self.mirror.as_ref().unwrap_or(own);
-        let precision = options.precision;
+        let (precision, speed) = (options.precision, options.speed);
         Voice {
             network: Box::new(move |x: &Tensor| {
-                let outputs = precision.forward(self.built.net.as_ref(), x, false)?;
+                let x = speed.image(x.shallow_clone())?;
+                let outputs = precision.forward(self.built.net.as_ref(), &x, false)?;
                 outputs
                     .into_iter()
                     .next()

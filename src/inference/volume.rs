@@ -9,6 +9,7 @@ use super::ensemble::Ensemble;
 pub use super::member::Member;
 use super::sliding_window::OnWindow;
 use crate::precision::Precision;
+use crate::speed::Speed;
 
 /// Options of a prediction.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct PredictOptions {
     pub probabilities: bool,
     /// The number format of forward passes.
     pub precision: Precision,
+    /// How fast they compute; the members' kernels are in order for it.
+    pub speed: Speed,
 }
 
 /// The prediction of an image by one network or an ensemble.

@@ -1,6 +1,7 @@
 //! Batch normalisation with running statistics.
 
 use tch::{no_grad, Tensor};
+use vision_mamba_ops::recompute::is_again;
 
 use crate::init::Init;
 use crate::{ModelError, Scope};
@@ -45,7 +46,9 @@ impl BatchNorm {
                     .into(),
             });
         }
-        if train {
+        // what is computed again has moved them already
+        let moves = train && !is_again();
+        if moves {
             let _ = no_grad(|| self.num_batches_tracked.shallow_clone().f_add_scalar_(1))?;
         }
         Ok(x.f_batch_norm(
@@ -54,7 +57,7 @@ impl BatchNorm {
             Some(&self.running_mean),
             Some(&self.running_var),
             train,
-            Self::MOMENTUM,
+            if moves { Self::MOMENTUM } else { 0.0 },
             Self::EPS,
             false,
         )?)

@@ -7,6 +7,7 @@ mod conv_transpose;
 mod drop_path;
 mod linear;
 mod norm;
+mod part;
 mod rms_norm;
 
 pub use activation::Activation;
@@ -16,6 +17,7 @@ pub use conv_transpose::ConvTranspose;
 pub use drop_path::drop_path;
 pub use linear::Linear;
 pub use norm::{InstanceNorm, LayerNorm};
+pub use part::Part;
 pub use rms_norm::RmsNorm;
 
 use tch::Tensor;

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::init::TORCH_WEIGHT;
-use crate::layers::{Conv, ConvOptions, LayerNorm, Linear};
+use crate::layers::{Conv, ConvOptions, LayerNorm, Linear, Part};
 use crate::network::check_input;
 use crate::vision::patch::{OddSide, PatchEmbed, PatchExpand, PatchMerging};
-use crate::vision::{Ss2dConfig, VssBlock, VssBlockConfig, VSSM_LINEAR};
+use crate::vision::{in_turn, Ss2dConfig, VssBlock, VssBlockConfig, VSSM_LINEAR};
 use crate::{Init, ModelError, Network, Scope, Stage};
 
 /// Levels of the network; the reference's skip connections are written for this number.
@@ -145,7 +145,7 @@ impl MambaUnetConfig {
 
 /// A level: blocks of one resolution.
 struct Level {
-    blocks: Vec<VssBlock>,
+    blocks: Vec<Part<VssBlock>>,
 }
 
 impl Level {
@@ -158,7 +158,7 @@ impl Level {
             };
             let config =
                 VssBlockConfig::mamba_unet(sizes, LayerNorm::EPS, config.drop_path(level, i));
-            VssBlock::new(&scope.sub(format!("blocks.{i}")), config)
+            VssBlock::new(&scope.sub(format!("blocks.{i}")), config).map(Part::new)
         };
         Ok(Self {
             blocks: (0..config.depths[level])
@@ -168,9 +168,7 @@ impl Level {
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, ModelError> {
-        self.blocks
-            .iter()
-            .try_fold(x.shallow_clone(), |x, block| block.forward(&x, train))
+        in_turn(&self.blocks, x.shallow_clone(), train)
     }
 }
 

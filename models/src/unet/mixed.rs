@@ -9,13 +9,13 @@ use tch::Tensor;
 use super::nnunet::{NnUnetConfig, NnUnetEncoder};
 use super::residual::{conv, ConvStack, Style, HE};
 use crate::init::Init;
-use crate::layers::{Conv, ConvTranspose, LayerNorm, Linear};
+use crate::layers::{Conv, ConvTranspose, LayerNorm, Linear, Part};
 use crate::network::{check_input, Backbone};
 use crate::vision::patch::PatchExpand;
 use crate::vision::vim::LastLayer;
 use crate::vision::{
-    Ss2dConfig, VimBackbone, VimBackboneConfig, VimConfig, VmambaBackbone, VmambaConfig, VssBlock,
-    VssBlockConfig, VSSM_LINEAR,
+    in_turn, Ss2dConfig, VimBackbone, VimBackboneConfig, VimConfig, VmambaBackbone, VmambaConfig,
+    VssBlock, VssBlockConfig, VSSM_LINEAR,
 };
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -179,7 +179,7 @@ struct ConvUp {
 struct VssUp {
     expand: PatchExpand,
     concat: Linear,
-    blocks: Vec<VssBlock>,
+    blocks: Vec<Part<VssBlock>>,
 }
 
 enum Decoder {
@@ -294,7 +294,7 @@ impl Decoder {
                     .map(|k| {
                         let block =
                             VssBlockConfig::mamba_unet(Ss2dConfig::new(dim), LayerNorm::EPS, 0.0);
-                        VssBlock::new(&at.sub(format!("blocks.{k}")), block)
+                        VssBlock::new(&at.sub(format!("blocks.{k}")), block).map(Part::new)
                     })
                     .collect::<Result<_, _>>()?,
             });
@@ -347,9 +347,7 @@ impl Decoder {
                 for (step, skip) in ups.iter().zip(skips) {
                     x = step.expand.forward(&x);
                     let both = Tensor::cat(&[&x, &skip.permute([0, 2, 3, 1])], -1);
-                    x = (step.blocks.iter()).try_fold(step.concat.forward(&both), |x, block| {
-                        block.forward(&x, train)
-                    })?;
+                    x = in_turn(&step.blocks, step.concat.forward(&both), train)?;
                 }
                 x = up.forward(&norm_up.forward(&x));
                 Ok(vec![output.forward(&x.permute([0, 3, 1, 2]))])

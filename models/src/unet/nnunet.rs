@@ -19,7 +19,7 @@ use tch::Tensor;
 
 use super::layout::{check_axes, check_positive, check_trainable, Layout, Levels, PerStage};
 use super::residual::{conv, BlockD, ConvStack, Style, HE};
-use crate::layers::{Conv, ConvTranspose};
+use crate::layers::{Conv, ConvTranspose, Part};
 use crate::network::{check_input, Backbone};
 use crate::{Init, ModelError, Network, Scope, Stage};
 
@@ -212,7 +212,7 @@ impl EncoderStage {
 /// One step up: enlarge, concatenate with the skip, convolve.
 struct Up {
     transpconv: ConvTranspose,
-    convs: ConvStack,
+    convs: Part<ConvStack>,
     seg: Conv,
 }
 
@@ -221,7 +221,7 @@ pub struct NnUnetEncoder {
     input_channels: i64,
     levels: Levels,
     stem: Option<ConvStack>,
-    stages: Vec<EncoderStage>,
+    stages: Vec<Part<EncoderStage>>,
 }
 
 impl NnUnetEncoder {
@@ -240,14 +240,15 @@ impl NnUnetEncoder {
         }
         let mut stages = Vec::with_capacity(levels.count());
         for (s, outputs) in levels.features.iter().enumerate() {
-            stages.push(EncoderStage::new(
+            let stage = EncoderStage::new(
                 &scope.sub(format!("stages.{s}")),
                 config.encoder,
                 &style,
                 (inputs, *outputs),
                 (&levels.kernels[s], &levels.strides[s]),
                 r.blocks[s],
-            )?);
+            )?;
+            stages.push(Part::new(stage));
             inputs = *outputs;
         }
         Ok(Self {
@@ -259,17 +260,17 @@ impl NnUnetEncoder {
     }
 
     /// The output of every stage, finest first.
-    fn forward(&self, x: &Tensor) -> Vec<Tensor> {
+    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>, ModelError> {
         let mut x = match &self.stem {
             Some(stem) => stem.forward(x),
             None => x.shallow_clone(),
         };
         let mut outputs = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
-            x = stage.forward(&x);
+            x = stage.run(&x, |stage, x| Ok(stage.forward(x)))?;
             outputs.push(x.shallow_clone());
         }
-        outputs
+        Ok(outputs)
     }
 
     /// Input voxels that a feature of each stage covers, per axis.
@@ -296,7 +297,7 @@ impl Backbone for NnUnetEncoder {
         if train {
             check_trainable(&x.size(), &divisor)?;
         }
-        Ok(self.forward(x))
+        self.forward(x)
     }
 
     fn channels(&self) -> Vec<i64> {
@@ -361,7 +362,7 @@ impl NnUnet {
             let seg = conv(&at, features[level], config.num_classes, &ones, &ones, true)?;
             ups.push(Up {
                 transpconv,
-                convs,
+                convs: Part::new(convs),
                 seg,
             });
         }
@@ -380,12 +381,12 @@ impl Network for NnUnet {
         if train {
             check_trainable(&x.size(), &divisor)?;
         }
-        let mut skips = self.encoder.forward(x);
+        let mut skips = self.encoder.forward(x)?;
         let mut x = skips.pop().unwrap_or_else(|| x.shallow_clone());
         let mut logits = vec![];
         for (step, (up, skip)) in self.ups.iter().zip(skips.iter().rev()).enumerate() {
             x = Tensor::cat(&[&up.transpconv.forward(&x), skip], 1);
-            x = up.convs.forward(&x);
+            x = up.convs.run(&x, |convs, x| Ok(convs.forward(x)))?;
             if self.config.deep_supervision || step + 1 == self.ups.len() {
                 logits.push(up.seg.forward(&x));
             }

@@ -23,7 +23,7 @@ use tch::Tensor;
 use super::layout::check_trainable;
 use super::residual::{conv, Blocks, Style};
 use super::token_mixer::{SequenceConfig, TokenMixer, Tokens};
-use crate::layers::Conv;
+use crate::layers::{Conv, Part};
 use crate::network::check_input;
 use crate::ssm::s4::Kernel;
 use crate::ssm::MambaConfig;
@@ -54,7 +54,7 @@ impl Upsample {
 struct Up {
     upsample: Upsample,
     with_skip: bool,
-    blocks: Blocks,
+    blocks: Part<Blocks>,
     seg: Conv,
 }
 
@@ -62,9 +62,9 @@ struct Up {
 pub struct UMamba {
     config: UMambaConfig,
     resolved: Resolved,
-    stem: Blocks,
-    stages: Vec<Blocks>,
-    mixers: Vec<Option<TokenMixer>>,
+    stem: Part<Blocks>,
+    stages: Vec<Part<Blocks>>,
+    mixers: Vec<Option<Part<TokenMixer>>>,
     ups: Vec<Up>,
 }
 
@@ -98,7 +98,7 @@ impl UMamba {
                 let at = scope.sub(mixer_name(config.mixer_stages, s));
                 let made = tokens
                     .as_ref()
-                    .map(|t| TokenMixer::new(&at, t.clone(), &sequence));
+                    .map(|t| TokenMixer::new(&at, t.clone(), &sequence).map(Part::new));
                 made.transpose()
             };
             r.mixers
@@ -109,14 +109,14 @@ impl UMamba {
         };
         let encoder = scope.sub("encoder");
         let first = levels.features[0];
-        let stem = Blocks::new(
+        let stem = Part::new(Blocks::new(
             &encoder.sub("stem"),
             &style,
             (config.input_channels, first),
             &levels.kernels[0],
             &ones,
             r.blocks[0],
-        )?;
+        )?);
         // Enc's belong to the encoder and stand before its stages, Bot's one stands after it
         let in_encoder = match config.mixer_stages {
             MixerStages::Bottleneck => None,
@@ -125,14 +125,14 @@ impl UMamba {
         let mut stages = Vec::with_capacity(n);
         for s in 0..n {
             let channels = (levels.features[s.saturating_sub(1)], levels.features[s]);
-            stages.push(Blocks::new(
+            stages.push(Part::new(Blocks::new(
                 &encoder.sub(format!("stages.{s}")),
                 &style,
                 channels,
                 &levels.kernels[s],
                 &levels.strides[s],
                 r.blocks[s],
-            )?);
+            )?));
         }
         let mixers = match in_encoder {
             Some(made) => made,
@@ -148,14 +148,14 @@ impl UMamba {
             let f = levels.features[level];
             let channels = (if with_skip(step) { 2 * f } else { f }, f);
             let at = decoder.sub(format!("stages.{step}"));
-            blocks.push(Blocks::new(
+            blocks.push(Part::new(Blocks::new(
                 &at,
                 &style,
                 channels,
                 &levels.kernels[level],
                 &ones,
                 r.blocks_decoder[step],
-            )?);
+            )?));
         }
         let mut upsamples = Vec::with_capacity(n - 1);
         for (step, level) in (0..n - 1).rev().enumerate() {
@@ -206,7 +206,8 @@ impl UMamba {
         let shape = x.size();
         let stages = self.mixers.iter().zip(self.resolved.levels.reductions());
         for (s, (mixer, reduction)) in stages.enumerate() {
-            let Some(Tokens::Channels(map)) = mixer.as_ref().map(TokenMixer::tokens) else {
+            let tokens = |mixer: &Part<TokenMixer>| mixer.look(|mixer| mixer.tokens().clone());
+            let Some(Tokens::Channels(map)) = mixer.as_ref().map(tokens) else {
                 continue;
             };
             let expected: Vec<i64> = map.iter().zip(reduction).map(|(m, r)| m * r).collect();
@@ -241,11 +242,13 @@ impl Network for UMamba {
             check_trainable(&x.size(), &divisor)?;
         }
         let mut skips = Vec::with_capacity(self.stages.len());
-        let mut x = self.stem.forward(x);
+        let convolve =
+            |part: &Part<Blocks>, x: &Tensor| part.run(x, |blocks, x| Ok(blocks.forward(x)));
+        let mut x = convolve(&self.stem, x)?;
         for (stage, mixer) in self.stages.iter().zip(&self.mixers) {
-            x = stage.forward(&x);
+            x = convolve(stage, &x)?;
             if let Some(mixer) = mixer {
-                x = mixer.forward(&x)?;
+                x = mixer.run(&x, TokenMixer::forward)?;
             }
             skips.push(x.shallow_clone());
         }
@@ -257,7 +260,7 @@ impl Network for UMamba {
             if let Some(skip) = skip {
                 x = Tensor::cat(&[x, skip], 1);
             }
-            x = up.blocks.forward(&x);
+            x = convolve(&up.blocks, &x)?;
             if self.config.deep_supervision || step + 1 == self.ups.len() {
                 logits.push(up.seg.forward(&x));
             }

@@ -18,7 +18,7 @@ use super::uvmb::{
     check_channels, check_flat, conv3, Attention, Positions, Tokens, Uvmb, UvmbConfig,
 };
 use crate::init::{Init, TORCH_WEIGHT};
-use crate::layers::{Conv, ConvOptions, Linear};
+use crate::layers::{Conv, ConvOptions, Linear, Part};
 use crate::network::check_input;
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -204,7 +204,7 @@ impl Pooled {
 pub struct UvmLite {
     config: UvmLiteConfig,
     stem: Conv,
-    encoder: Vec<Residual>,
+    encoder: Vec<Part<Residual>>,
     /// To the next coarser level.
     down: Vec<Conv>,
     ub: Uvmb,
@@ -212,7 +212,7 @@ pub struct UvmLite {
     middle: Residual,
     /// To four times the features of the next finer level, which pixel shuffling spreads; coarse to fine.
     up: Vec<Conv>,
-    decoder: Vec<Residual>,
+    decoder: Vec<Part<Residual>>,
     head: Conv,
 }
 
@@ -242,10 +242,8 @@ impl UvmLite {
         )?;
         let (mut encoder, mut down) = (Vec::new(), Vec::new());
         for (level, pair) in widths.windows(2).enumerate() {
-            encoder.push(Residual::new(
-                &scope.sub(format!("encoder{level}")),
-                pair[0],
-            )?);
+            let block = Residual::new(&scope.sub(format!("encoder{level}")), pair[0])?;
+            encoder.push(Part::new(block));
             let options = ConvOptions {
                 kernel: vec![2; 2],
                 stride: vec![2; 2],
@@ -269,10 +267,8 @@ impl UvmLite {
         let (mut up, mut decoder) = (Vec::new(), Vec::new());
         for (level, pair) in widths.windows(2).enumerate().rev() {
             up.push(pointwise(format!("up{level}"), pair[1], 4 * pair[0])?);
-            decoder.push(Residual::new(
-                &scope.sub(format!("decoder{level}")),
-                pair[0],
-            )?);
+            let block = Residual::new(&scope.sub(format!("decoder{level}")), pair[0])?;
+            decoder.push(Part::new(block));
         }
         // all maps start at nothing, so that the first output is the picture itself
         let options = ConvOptions {
@@ -315,7 +311,7 @@ impl UvmLite {
         let mut y = self.stem.forward(&y.f_pixel_unshuffle(UNSHUFFLE)?);
         let mut skips = Vec::with_capacity(LEVELS - 1);
         for (block, down) in self.encoder.iter().zip(&self.down) {
-            let skip = block.forward(&y);
+            let skip = block.run(&y, |block, x| Ok(block.forward(x)))?;
             y = down.forward(&skip);
             skips.push(skip);
         }
@@ -324,7 +320,8 @@ impl UvmLite {
         let channels = y.size()[1];
         y = self.middle.forward(&(&y + whole.narrow(1, 0, channels)));
         for ((up, block), skip) in self.up.iter().zip(&self.decoder).zip(skips.iter().rev()) {
-            y = block.forward(&(up.forward(&y).f_pixel_shuffle(2)? + skip));
+            let both = up.forward(&y).f_pixel_shuffle(2)? + skip;
+            y = block.run(&both, |block, x| Ok(block.forward(x)))?;
         }
         let maps = self.head.forward(&y).f_pixel_shuffle(UNSHUFFLE)?;
         let maps = maps.narrow(2, 0, h).narrow(3, 0, w);

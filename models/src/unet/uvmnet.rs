@@ -22,7 +22,7 @@ use super::uvmb::{
     check_channels, check_flat, conv3, resize, Attention, Positions, Tokens, Uvmb, UvmbConfig,
 };
 use crate::init::{Init, TORCH_WEIGHT};
-use crate::layers::{BatchNorm, Conv, ConvOptions};
+use crate::layers::{BatchNorm, Conv, ConvOptions, Part};
 use crate::network::check_input;
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -223,8 +223,8 @@ impl Enlarge {
 /// The network.
 pub struct UvmNet {
     config: UvmNetConfig,
-    down: Vec<DoubleConv>,
-    up: Vec<(Enlarge, DoubleConv)>,
+    down: Vec<Part<DoubleConv>>,
+    up: Vec<(Enlarge, Part<DoubleConv>)>,
     outc: Conv,
 }
 
@@ -240,7 +240,8 @@ impl UvmNet {
                 0 => scope.sub("inc"),
                 _ => scope.sub(format!("down{level}.maxpool_conv.1")),
             };
-            down.push(DoubleConv::new(&at, config, inputs, outputs, outputs)?);
+            let conv = DoubleConv::new(&at, config, inputs, outputs, outputs)?;
+            down.push(Part::new(conv));
             inputs = outputs;
         }
         let mut up = Vec::with_capacity(LEVELS);
@@ -251,7 +252,7 @@ impl UvmNet {
             let enlarge = Enlarge::new(&at.sub("up"), inputs, config.bilinear)?;
             let middle = if config.bilinear { inputs / 2 } else { outputs };
             let conv = DoubleConv::new(&at.sub("conv"), config, inputs, outputs, middle)?;
-            up.push((enlarge, conv));
+            up.push((enlarge, Part::new(conv)));
         }
         let options = ConvOptions {
             kernel: vec![1; 2],
@@ -285,7 +286,7 @@ impl Network for UvmNet {
             if level > 0 {
                 y = y.f_max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false)?;
             }
-            y = block.forward(&y, train)?;
+            y = block.run(&y, move |block, x| block.forward(x, train))?;
             features.push(y.shallow_clone());
         }
         for ((enlarge, block), skip) in self.up.iter().zip(features.iter().rev().skip(1)) {
@@ -295,7 +296,8 @@ impl Network for UvmNet {
             if (dy, dx) != (0, 0) {
                 y = y.f_constant_pad_nd([dx / 2, dx - dx / 2, dy / 2, dy - dy / 2])?;
             }
-            y = block.forward(&Tensor::f_cat(&[skip, &y], 1)?, train)?;
+            let both = Tensor::f_cat(&[skip, &y], 1)?;
+            y = block.run(&both, move |block, x| block.forward(x, train))?;
         }
         Ok(vec![self.outc.forward(&y) + x])
     }

@@ -12,7 +12,7 @@ pub mod vss;
 pub use ss2d::{Ss2d, Ss2dConfig};
 pub use vim::{Vim, VimBackbone, VimBackboneConfig, VimConfig};
 pub use vmamba::{Vmamba, VmambaBackbone, VmambaConfig};
-pub use vss::{VssBlock, VssBlockConfig};
+pub use vss::{in_turn, VssBlock, VssBlockConfig};
 
 use crate::Init;
 

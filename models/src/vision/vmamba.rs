@@ -14,10 +14,10 @@ use tch::Tensor;
 use super::norm::{ChannelNorm, NormKind};
 use super::patch::{OddSide, PatchMerging};
 use super::ss2d::{ForwardType, Layout, Ss2dConfig, SsmInit};
-use super::vss::{MlpConfig, VssBlock, VssBlockConfig};
+use super::vss::{in_turn, MlpConfig, VssBlock, VssBlockConfig};
 use super::VSSM_LINEAR;
 use crate::init::{Init, TORCH_WEIGHT};
-use crate::layers::{Activation, Conv, ConvOptions, LayerNorm, Linear};
+use crate::layers::{Activation, Conv, ConvOptions, LayerNorm, Linear, Part};
 use crate::network::{check_input, Backbone};
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -317,7 +317,7 @@ struct Trunk {
     pos_embed: Option<Tensor>,
     /// One convolution, or two with a GELU between.
     patch_embed: Vec<ConvNorm>,
-    stages: Vec<(Vec<VssBlock>, Downsample)>,
+    stages: Vec<(Vec<Part<VssBlock>>, Downsample)>,
 }
 
 impl Trunk {
@@ -368,7 +368,7 @@ impl Trunk {
                     let drop_path =
                         config.drop_path_rate * (done + i) as f64 / (blocks - 1).max(1) as f64;
                     let block = config.block(config.dims[stage], drop_path, form);
-                    VssBlock::new(&at.sub(format!("blocks.{i}")), block)
+                    VssBlock::new(&at.sub(format!("blocks.{i}")), block).map(Part::new)
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             done += depth;
@@ -407,9 +407,7 @@ impl Trunk {
         }
         let mut outputs = vec![];
         for (blocks, downsample) in &self.stages {
-            let y = blocks
-                .iter()
-                .try_fold(x, |x, block| block.forward(&x, train))?;
+            let y = in_turn(blocks, x, train)?;
             x = downsample.forward(&y, train)?;
             outputs.push(y);
         }

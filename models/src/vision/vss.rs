@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::mlp::Mlp;
 use super::norm::{ChannelNorm, NormKind};
 use super::ss2d::{Ss2d, Ss2dConfig};
-use crate::layers::{drop_path, Activation};
+use crate::layers::{drop_path, Activation, Part};
 use crate::{ModelError, Scope};
 
 /// The branch behind SS2D.
@@ -56,6 +56,13 @@ impl VssBlockConfig {
             names: ["ln_1", "self_attention"],
         }
     }
+}
+
+/// Blocks one after the other: (B, H, W, C) -> (B, H, W, C).
+pub fn in_turn(blocks: &[Part<VssBlock>], x: Tensor, train: bool) -> Result<Tensor, ModelError> {
+    blocks.iter().try_fold(x, |x, block| {
+        block.run(&x, move |block, x| block.forward(x, train))
+    })
 }
 
 /// `x + drop_path(SS2D(norm(x)))`, then `x + drop_path(MLP(norm2(x)))`; either may be missing.

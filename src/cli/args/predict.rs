@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::CheckpointChoice;
 use crate::precision::Precision;
+use crate::speed::Speed;
 
 /// Memory of a prediction, in words.
 const PREDICT_MEMORY: &str = "\
@@ -41,6 +42,9 @@ pub struct PredictArgs {
     /// Number format of matrix products and convolutions; in bfloat16 single voxels differ
     #[arg(long, value_enum, default_value = "float32")]
     pub precision: Precision,
+    /// What only changes how fast it computes.
+    #[command(flatten)]
+    pub speed: Speed,
     /// Do not average over mirrored inputs (faster)
     #[arg(long)]
     pub no_mirroring: bool,

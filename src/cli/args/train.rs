@@ -142,6 +142,9 @@ pub struct TrainArgs {
     /// What only changes how fast it computes.
     #[command(flatten)]
     pub speed: Speed,
+    /// Keep only the inputs of a network's blocks and compute their insides again in the backward pass: less memory, about a third more time
+    #[arg(long)]
+    pub checkpoint_activations: bool,
     /// Time N steps by phases and N by operators, and tell where a step's time goes; also in profile.json of the run folder
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "20", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub profile: Option<u64>,

@@ -25,6 +25,7 @@ use crate::commands::evaluate::{plane, Predictions};
 use crate::inference::volume::PredictOptions;
 use crate::report::overlay::triptych;
 use crate::runtime::StopFlag;
+use crate::speed::Speed;
 
 /// Slices of a case on the page.
 const MOST_SLICES: usize = 24;
@@ -104,6 +105,7 @@ impl<'a> Segmentation<'a> {
                     mirroring: !args.no_mirroring,
                     probabilities: false,
                     precision: args.precision,
+                    speed: Speed::default(),
                 },
             },
             device: global.device.resolve()?,

@@ -26,7 +26,7 @@ use position::{interpolate, Rope};
 
 use super::VSSM_LINEAR;
 use crate::init::Init;
-use crate::layers::{drop_path, Conv, ConvOptions, LayerNorm, Linear, RmsNorm};
+use crate::layers::{drop_path, Conv, ConvOptions, LayerNorm, Linear, Part, RmsNorm};
 use crate::network::check_input;
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -66,7 +66,7 @@ impl Block {
         hidden: &Tensor,
         residual: Option<&Tensor>,
         train: bool,
-    ) -> Result<(Tensor, Tensor), ModelError> {
+    ) -> Result<[Tensor; 2], ModelError> {
         let residual = match residual {
             Some(residual) => residual + drop_path(hidden, self.drop_path, train),
             None => match hidden.kind() {
@@ -75,7 +75,7 @@ impl Block {
             },
         };
         let normed = self.norm.forward(&residual).to_kind(hidden.kind());
-        Ok((self.mixer.forward(&normed)?, residual))
+        Ok([self.mixer.forward(&normed)?, residual])
     }
 }
 
@@ -86,7 +86,7 @@ struct Trunk {
     pos_embed: Option<Tensor>,
     proj: Conv,
     rope: Option<Rope>,
-    blocks: Vec<Block>,
+    blocks: Vec<Part<Block>>,
     norm_f: Norm,
 }
 
@@ -156,12 +156,12 @@ impl Trunk {
             .map(|i| {
                 let at = scope.sub(format!("layers.{i}"));
                 let steps = (config.depth - 1).max(1) as f64;
-                Ok(Block {
+                Ok(Part::new(Block {
                     mixer: VimMixer::new(&at.sub("mixer"), config.mixer())?,
                     norm: Norm::new(&at.sub("norm"), config)?,
                     // one block later than its number says
                     drop_path: config.drop_path_rate * (i - 1).max(0) as f64 / steps,
-                })
+                }))
             })
             .collect::<Result<Vec<_>, ModelError>>()?;
         let norm_f = Norm::new(&scope.sub("norm_f"), config)?;
@@ -266,7 +266,15 @@ impl Trunk {
             ),
         };
         let run = |i: usize, hidden: &Tensor, residual: Option<&Tensor>| {
-            self.blocks[i].forward(hidden, residual, train)
+            let inputs: Vec<Tensor> = std::iter::once(hidden)
+                .chain(residual)
+                .map(Tensor::shallow_clone)
+                .collect();
+            let both = self.blocks[i].run_all(&inputs, move |block, inputs| {
+                block.forward(&inputs[0], inputs.get(1), train)
+            })?;
+            let [out, rest] = both;
+            Ok::<_, ModelError>((out, rest))
         };
         let (out, rest) = run(i, &hidden, residual.as_ref())?;
         if !self.config.paired {
