@@ -183,7 +183,7 @@ pub enum DataError {
         problem: String,
     },
     /// Several cases are broken; each is named.
-    #[error("{} case(s) cannot be used: {}", .0.len(), .0.iter().map(Self::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("{} case(s) cannot be used: {}", .0.len(), listed(.0))]
     Several(Vec<DataError>),
     /// A worker thread panicked.
     #[error("a data loading thread failed at batch {batch}: {message}; this is a fault of the program, please report it")]
@@ -193,6 +193,17 @@ pub enum DataError {
         /// The panic's message.
         message: String,
     },
+}
+
+/// How many of several errors are told; a folder of the wrong kind has as many as pictures.
+const TOLD: usize = 20;
+
+fn listed(errors: &[DataError]) -> String {
+    let mut told: Vec<String> = errors.iter().take(TOLD).map(DataError::to_string).collect();
+    if errors.len() > TOLD {
+        told.push(format!("and {} more", errors.len() - TOLD));
+    }
+    told.join("; ")
 }
 
 impl DataError {

@@ -107,6 +107,22 @@ fn layouts_people_have() {
         let (hazy, clear) = (format!("{root}01_hazy.png"), format!("{root}01_GT.png"));
         assert_eq!(told(&[&hazy, &clear]), [row(&hazy, &clear, "-")]);
     }
+    // a word of haze in one name of a folder that says what its pictures are
+    assert_eq!(
+        told(&["clear/boat.png", "clear/after-the-rain.png"]),
+        [
+            row("-", "clear/after-the-rain.png", "-"),
+            row("-", "clear/boat.png", "-"),
+        ]
+    );
+    assert_eq!(
+        told(&["hazy/after-the-rain.png", "clear/after-the-rain.png"]),
+        [row(
+            "hazy/after-the-rain.png",
+            "clear/after-the-rain.png",
+            "-"
+        )]
+    );
     // Dense-HAZE and NTIRE's names of folders
     assert_eq!(
         told(&["Dense-HAZE/hazy/01_hazy.png", "Dense-HAZE/GT/01_GT.png"]).len(),
@@ -364,6 +380,36 @@ fn pairs_stay_in_register() {
         draw_crops(&pictures, &settings, 0).unwrap().hazy,
         batch.hazy
     );
+}
+
+/// A veil of the picture's own is in both, the same everywhere, and haze comes on top of it.
+#[test]
+fn pale_pictures_keep_their_veil() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = PairedPictures::open(set(folder.path()), 1 << 20, 1).unwrap();
+    let mut settings = settings();
+    settings.synthesise = 1.0;
+    settings.gamma = [1.0, 1.0];
+    settings.gain = [1.0, 1.0];
+    settings.haze = HazeSettings {
+        none: 1.0,
+        ..HazeSettings::default()
+    };
+    let plain = draw_crops(&pictures, &settings, 3).unwrap();
+    settings.pale_contrast = [0.25, 0.25];
+    settings.pale_level = [0.6, 0.6];
+    assert_eq!(draw_crops(&pictures, &settings, 3).unwrap(), plain);
+    settings.pale = 1.0;
+    let pale = draw_crops(&pictures, &settings, 3).unwrap();
+    assert_eq!(pale.ids, plain.ids);
+    for (p, v) in pale.clear.iter().zip(&plain.clear) {
+        assert!((p - (0.25 * v + 0.45)).abs() < 1e-6, "{p} {v}");
+    }
+    assert_eq!(pale.hazy, pale.clear);
+    settings.haze.none = 0.0;
+    assert_ne!(draw_crops(&pictures, &settings, 3).unwrap().hazy, pale.hazy);
+    settings.pale = 1.5;
+    assert!(settings.validate().is_err());
 }
 
 #[test]

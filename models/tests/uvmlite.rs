@@ -155,3 +155,37 @@ fn what_cannot_be_is_refused() {
         assert!(matches!(result, Err(ModelError::Input { .. })));
     }
 }
+
+/// A checkpoint of a network that saw less starts one that sees more, which does the same until it is trained.
+#[test]
+fn a_first_layer_that_sees_more_starts_with_zeros() {
+    use vision_mamba_models::weights::{import, save_safetensors, Checkpoint};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("narrow.safetensors");
+    let narrow = woken(&[("evidence", "none")]);
+    save_safetensors(&path, &narrow.params, &Default::default()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let wide = tiny(&[("evidence", "dark_channel")]);
+    let before = wide.params.get("stem.weight").unwrap().copy();
+    // as the weights of that very network they are refused, and nothing is changed
+    let refused = import(&checkpoint, &wide, false).unwrap_err().to_string();
+    assert!(refused.contains("stem.weight"), "{refused}");
+    assert!(wide.params.get("stem.weight").unwrap().equal(&before));
+
+    let outcome = import(&checkpoint, &wide, true).unwrap();
+    assert!(outcome.is_complete(), "{outcome:?}");
+    assert_eq!(outcome.adapted.len(), 1);
+    assert!(
+        outcome.adapted[0].contains("stem.weight") && outcome.adapted[0].contains("zeros"),
+        "{outcome:?}"
+    );
+    let stem = wide.params.get("stem.weight").unwrap();
+    assert_eq!(stem.narrow(1, 12, 24).abs().max().double_value(&[]), 0.0);
+    let x = image(20, 31);
+    let off = apart(&run(&wide, &x), &run(&narrow, &x));
+    assert!(off < 1e-5, "{off}");
+    // the other way there is no telling which channels are which
+    save_safetensors(&path, &wide.params, &Default::default()).unwrap();
+    let outcome = import(&Checkpoint::open(&path).unwrap(), &narrow, true).unwrap();
+    assert_eq!(outcome.misshaped.len(), 1, "{outcome:?}");
+}

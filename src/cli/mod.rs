@@ -59,10 +59,11 @@ const SEGMENTATION_ONLY: [&str; 7] = [
     "save_probabilities",
 ];
 /// Options of `train` for restoration alone.
-const RESTORATION_ONLY: [&str; 6] = [
+const RESTORATION_ONLY: [&str; 7] = [
     "validation_share",
     "pixel_loss",
     "frequency_loss",
+    "squared_loss",
     "ssim_loss",
     "crops",
     "haze",

@@ -220,6 +220,7 @@ fn start(
 
 fn loss(args: &RestorationArgs) -> Result<ImageLoss> {
     for (option, weight) in [
+        ("--squared-loss", args.squared_loss),
         ("--frequency-loss", args.frequency_loss),
         ("--ssim-loss", args.ssim_loss),
     ] {
@@ -231,6 +232,7 @@ fn loss(args: &RestorationArgs) -> Result<ImageLoss> {
     }
     Ok(ImageLoss {
         pixel: args.pixel_loss,
+        squared: args.squared_loss,
         frequency: args.frequency_loss,
         ssim: args.ssim_loss,
     })

@@ -234,7 +234,10 @@ fn holds_others(folder: &Path, role: Role, depth: usize) -> Result<bool> {
     let other = |found: Option<Role>| {
         found.is_some_and(|f| f != role && matches!(f, Role::Hazy | Role::Clear))
     };
-    if pictures.iter().any(|p| other(split_role(&stem(p)).0)) {
+    // files that say themselves what they are, all of them and both kinds; `after-the-rain.png` among clear ones says nothing
+    let said: Option<Vec<Role>> = pictures.iter().map(|p| split_role(&stem(p)).0).collect();
+    let said = said.unwrap_or_default();
+    if said.contains(&Role::Hazy) && said.contains(&Role::Clear) {
         return Ok(true);
     }
     for sub in folders {
@@ -378,7 +381,10 @@ fn match_set(root: &Path, folder: &Path, mut set: Set, found: &mut Pairing) -> R
     let mut ids = BTreeSet::new();
     for named in &hazy {
         let listed = table.get(&name(&named.path)).and_then(|n| by_name.get(n));
-        let clear = listed.or_else(|| shortened(&named.key).find_map(|key| by_key.get(key)));
+        // a last word such as `rain` may be the picture's name rather than what it is
+        let whole = stem(&named.path);
+        let keys = || std::iter::once(&*whole).chain(shortened(&named.key));
+        let clear = listed.or_else(|| keys().find_map(|key| by_key.get(key)));
         let Some(clear) = clear else {
             let wanted = format!(
                 "no clear picture `{}`",

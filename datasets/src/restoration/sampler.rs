@@ -41,6 +41,12 @@ pub struct CropSettings {
     pub gamma: [f64; 2],
     /// Range of a factor of each of its channels.
     pub gain: [f64; 2],
+    /// How often the clear picture is made pale before haze is drawn: a veil of its own, the same everywhere, which is no haze and stays.
+    pub pale: f64,
+    /// Range of the part of the contrast that a pale picture keeps.
+    pub pale_contrast: [f64; 2],
+    /// Range of the brightness that its contrast shrinks towards.
+    pub pale_level: [f64; 2],
     /// Seed of everything random.
     #[serde(skip)]
     pub seed: u64,
@@ -59,6 +65,9 @@ impl Default for CropSettings {
             haze: HazeSettings::default(),
             gamma: [0.8, 1.3],
             gain: [0.85, 1.1],
+            pale: 0.0,
+            pale_contrast: [0.4, 0.9],
+            pale_level: [0.4, 1.0],
             seed: 0,
         }
     }
@@ -85,11 +94,14 @@ impl CropSettings {
             ("flip_horizontal", self.flip_horizontal),
             ("flip_vertical", self.flip_vertical),
             ("synthesise", self.synthesise),
+            ("pale", self.pale),
         ] {
             check_share(field, share)?;
         }
         check_range("gamma", self.gamma, 0.1, 10.0)?;
         check_range("gain", self.gain, 0.0, 10.0)?;
+        check_range("pale_contrast", self.pale_contrast, 0.0, 1.0)?;
+        check_range("pale_level", self.pale_level, 0.0, 1.0)?;
         self.haze.validate()
     }
 }
@@ -235,6 +247,14 @@ fn draw(pictures: &Pictures, settings: &CropSettings, random: &mut Random) -> (V
             for pixel in clear.chunks_exact_mut(3) {
                 for (value, gain) in pixel.iter_mut().zip(gains) {
                     *value = (value.powf(gamma) * gain).min(1.0);
+                }
+            }
+            // nothing is drawn for what never happens, so that the option leaves the crops of other runs as they were
+            if settings.pale > 0.0 && random.chance(settings.pale) {
+                let contrast = random.within(settings.pale_contrast) as f32;
+                let level = random.within(settings.pale_level) as f32;
+                for value in &mut clear {
+                    *value = level + contrast * (*value - level);
                 }
             }
             let depth = pictures.depth.as_ref().map(|d| unit(&region.grey(d)));

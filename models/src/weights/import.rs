@@ -37,7 +37,8 @@ impl Import {
 const WRAPPERS: [&str; 1] = ["_orig_mod."];
 
 /// Copies a checkpoint's values into the network. Unless `partial`, all names must be there and none besides, of the right shapes; otherwise
-/// nothing is changed and the error lists what does not fit. Other float types are converted.
+/// nothing is changed and the error lists what does not fit. Other float types are converted. If `partial`, a first layer that sees more channels
+/// than the file's takes the file's for the first ones and nothing for the others, so that the network does what the file's did.
 pub fn import(checkpoint: &Checkpoint, built: &Built, partial: bool) -> Result<Import, ModelError> {
     let mut plan = Plan::new(checkpoint, built);
     if partial {
@@ -47,6 +48,7 @@ pub fn import(checkpoint: &Checkpoint, built: &Built, partial: bool) -> Result<I
         prefix: plan.prefix.clone(),
         ..Import::default()
     };
+    let first = partial.then(|| first_layer(built)).flatten();
     let mut values = vec![];
     let mut used: BTreeSet<&str> = BTreeSet::new();
     let mut aliases: HashMap<&str, Vec<&str>> = HashMap::new();
@@ -75,8 +77,12 @@ pub fn import(checkpoint: &Checkpoint, built: &Built, partial: bool) -> Result<I
         let wanted = tensor.size();
         if *found == wanted {
             values.push((tensor, source, None));
-        } else if let Some(how) = adaptation(&built.spec, name, found, &wanted) {
-            outcome.adapted.push(format!("{name}: {}", how.told()));
+        } else if let Some(how) = adaptation(&built.spec, name, found, &wanted)
+            .or_else(|| widening(first == Some(name), found, &wanted))
+        {
+            outcome
+                .adapted
+                .push(format!("{name}: {}", how.told(&wanted)));
             values.push((tensor, source, Some(how)));
         } else {
             let text = format!("{name}: {found:?} in the file, {wanted:?} in the network");
@@ -256,13 +262,21 @@ enum Adaptation {
     Rows(i64),
     /// Learned positions as a map (1, C, h, w).
     Map,
+    /// A convolution that sees this many channels, of more: zeros for those that the file does not know.
+    Widen(i64),
 }
 
 impl Adaptation {
-    fn told(&self) -> &'static str {
+    fn told(&self, wanted: &[i64]) -> String {
         match self {
-            Adaptation::Reshape => "a 1x1 convolution's weight taken as a matrix",
-            Adaptation::Rows(_) | Adaptation::Map => "positions interpolated to another grid",
+            Adaptation::Reshape => "a 1x1 convolution's weight taken as a matrix".to_owned(),
+            Adaptation::Rows(_) | Adaptation::Map => {
+                "positions interpolated to another grid".to_owned()
+            }
+            Adaptation::Widen(known) => format!(
+                "the first layer sees {} channels, the file's {known}; zeros for the others, which count for nothing until they are trained",
+                wanted[1]
+            ),
         }
     }
 
@@ -276,8 +290,25 @@ impl Adaptation {
             Adaptation::Map => {
                 value.f_upsample_bicubic2d([wanted[2], wanted[3]], false, None, None)?
             }
+            Adaptation::Widen(known) => {
+                let wide = value.f_new_zeros(wanted, (value.kind(), value.device()))?;
+                wide.f_narrow(1, 0, *known)?.f_copy_(value)?;
+                wide
+            }
         })
     }
+}
+
+/// The convolution that sees the image: the first that the network registers.
+fn first_layer(built: &Built) -> Option<&str> {
+    let mut entries = built.params.entries();
+    entries.find_map(|(name, tensor, _)| (tensor.dim() >= 4).then_some(name))
+}
+
+fn widening(first: bool, found: &[i64], wanted: &[i64]) -> Option<Adaptation> {
+    let alike = found.len() == wanted.len() && found.len() >= 4;
+    (first && alike && found[0] == wanted[0] && found[2..] == wanted[2..] && found[1] < wanted[1])
+        .then(|| Adaptation::Widen(found[1]))
 }
 
 fn adaptation(spec: &NetworkSpec, name: &str, found: &[i64], wanted: &[i64]) -> Option<Adaptation> {

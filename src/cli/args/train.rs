@@ -181,6 +181,9 @@ pub struct RestorationArgs {
     /// How pixels are compared
     #[arg(long, value_enum, default_value = "charbonnier")]
     pub pixel_loss: PixelLoss,
+    /// Weight of the mean squared difference of the pixels in the loss, beside --pixel-loss
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    pub squared_loss: f64,
     /// Weight of the difference of the spectra in the loss
     #[arg(long, default_value_t = 0.1, value_name = "X")]
     pub frequency_loss: f64,
@@ -189,7 +192,8 @@ pub struct RestorationArgs {
     pub ssim_loss: f64,
     /// How crops are drawn, as KEY=VALUE: scale=[0.6,3], whole=0.4 (how often the region is as large as the picture allows),
     /// synthesise=0.8 (how often haze is drawn though a hazy picture is there; 0 for other damage than haze), flip_horizontal,
-    /// flip_vertical, gamma, gain
+    /// flip_vertical, gamma, gain, pale=0 (how often the clear picture gets a veil of its own, which is no haze and stays), pale_contrast=[0.4,0.9],
+    /// pale_level=[0.4,1]
     #[arg(long, value_name = "KEY=VALUE")]
     pub crops: Vec<String>,
     /// The haze that is drawn, as KEY=VALUE: none=0.1 (how often none), beta=[0.3,3], air_light=[0.7,1], coloured, colour, uneven, unevenness,
