@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::{no_grad, Device, Kind, Tensor};
 use util::run;
-use vision_mamba_models::weights::{import, read_tensors, Checkpoint};
+use vision_mamba_models::weights::{import, read_metadata, read_tensors, save_tensors, Checkpoint};
 use vision_mamba_models::{build, preset, Built};
 
 fn root() -> PathBuf {
@@ -319,4 +319,47 @@ fn damaged_files_are_read_or_refused() {
         }
     }
     assert!(read > 0 && refused > 50, "{read} read, {refused} refused");
+}
+
+#[test]
+fn weights_are_averaged_by_their_shares() {
+    let dir = tempfile::tempdir().unwrap();
+    let save = |name: &str, values: &[f32], count: i64| {
+        let path = dir.path().join(name);
+        let tensors = [
+            ("weight".to_owned(), Tensor::from_slice(values)),
+            ("num_batches_tracked".to_owned(), Tensor::from(count)),
+        ];
+        let metadata = BTreeMap::from([("preset".to_owned(), "some".to_owned())]);
+        save_tensors(&path, &tensors, &metadata).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (a, b) = (
+        save("a.safetensors", &[1.0, 2.0], 7),
+        save("b.safetensors", &[5.0, -2.0], 9),
+    );
+    let short = save("c.safetensors", &[1.0], 7);
+    let out = dir.path().join("out.safetensors");
+    let target = out.to_str().unwrap();
+    run(&[
+        "weights", "average", &a, &b, "-o", target, "--shares", "3,1",
+    ])
+    .expect_success();
+    let found = read_tensors(&out).unwrap();
+    assert_eq!(found["weight"], Tensor::from_slice(&[2.0f32, 1.0]));
+    assert_eq!(found["num_batches_tracked"].int64_value(&[]), 7);
+    assert_eq!(read_metadata(&out).unwrap()["preset"], "some");
+
+    let again = run(&["weights", "average", &a, &b, "-o", target]);
+    assert!(again.code == Some(2) && again.stderr.contains("--force"));
+    let wrong = run(&["weights", "average", &a, &short, "-o", target, "--force"]);
+    assert!(
+        wrong.code == Some(1) && wrong.stderr.contains("'weight' has shape [1]"),
+        "{}",
+        wrong.stderr
+    );
+    let shares = run(&[
+        "weights", "average", &a, &b, "-o", target, "--force", "--shares", "1",
+    ]);
+    assert!(shares.code == Some(2) && shares.stderr.contains("1 numbers for 2 files"));
 }

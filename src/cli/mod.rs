@@ -133,6 +133,9 @@ fn dispatch(cli: Cli, printer: &Printer) -> anyhow::Result<()> {
         Command::Weights(WeightsCommand::Import(args)) => {
             commands::weights::import_any(&args, printer)
         }
+        Command::Weights(WeightsCommand::Average(args)) => {
+            commands::average_weights::run(&args, printer)
+        }
         Command::Datasets(DatasetsCommand::List(args)) => commands::catalog::list(&args, printer),
         Command::Datasets(DatasetsCommand::Show(args)) => commands::catalog::show(&args, printer),
         Command::Datasets(DatasetsCommand::Verify(args)) => {

@@ -1,5 +1,6 @@
 //! One file a command: settings in, work done, result printed.
 
+pub mod average_weights;
 pub mod benchmark;
 pub mod catalog;
 pub mod datasets;

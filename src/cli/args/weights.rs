@@ -11,6 +11,25 @@ pub enum WeightsCommand {
     Inspect(WeightsInspectArgs),
     /// Write a checkpoint of the originals as weights of a preset, or a results folder of nnU-Net or U-Mamba as runs
     Import(WeightsImportArgs),
+    /// Write the mean of several files of weights of one network
+    Average(WeightsAverageArgs),
+}
+
+/// Options of `weights average`.
+#[derive(Debug, Args)]
+pub struct WeightsAverageArgs {
+    /// The files, as runs write them
+    #[arg(required = true, num_args = 2.., value_name = "FILE.safetensors")]
+    pub files: Vec<PathBuf>,
+    /// What each counts, as 2,1,1 [default: all the same]
+    #[arg(long, value_name = "X,Y,...", value_delimiter = ',')]
+    pub shares: Option<Vec<f64>>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    /// Replace an existing file
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Options of `weights inspect`.
