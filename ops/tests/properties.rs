@@ -6,7 +6,7 @@
 mod util;
 
 use tch::{Device, Kind, Tensor};
-use util::{call, check, error, Case, Rng};
+use util::{call, cotangents, error, results, widen, Case, Rng};
 use vision_mamba_ops::{native, reference, CrossScan};
 
 type Inputs = Vec<(&'static str, Tensor)>;
@@ -132,19 +132,29 @@ fn reversing_twice_changes_nothing() {
     }
 }
 
+/// Gradients that are sums over time cancel in part, so errors are held against those of the tensor reference in float32. The kernels' 2^x and
+/// softplus are polynomials right to one unit in the last place, whose errors are alike from step to step and do not average out as libm's half
+/// units do: 7 times the reference's error was the worst seen, for the gradient of A over 127 steps.
 #[test]
 fn lengths_around_powers_of_two() {
     let mut rng = Rng(34);
-    for length in [
-        1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257,
-        1023, 1024, 1025,
-    ] {
+    let powers = [4, 8, 16, 32, 64, 128, 256, 1024];
+    let around = powers.iter().flat_map(|k| [k - 1, *k, k + 1]);
+    for length in [1, 2].into_iter().chain(around) {
         for states in [1, 16] {
-            check(
-                native::selective_scan,
-                &Case::plain(1, 18, length, states),
-                &mut rng,
-            );
+            let case = Case::plain(1, 18, length, states);
+            let inputs = case.inputs(&mut rng);
+            let cot = cotangents(&mut rng, &case);
+            let exact = results(reference::selective_scan, &widen(&inputs), true, &cot);
+            let plain = results(reference::selective_scan, &inputs, true, &cot);
+            let ours = results(native::selective_scan, &inputs, true, &cot);
+            for (((name, ours), (_, plain)), (_, exact)) in ours.iter().zip(&plain).zip(&exact) {
+                let (ours, plain) = (error(ours, exact), error(plain, exact));
+                assert!(
+                    ours <= (10.0 * plain).max(1e-5),
+                    "{name} at length {length}, N {states}: {ours:e}, the reference {plain:e}"
+                );
+            }
         }
     }
 }
@@ -155,8 +165,15 @@ fn half_precision_is_no_worse_than_plain_tensors() {
     let mut rng = Rng(35);
     for kind in [Kind::BFloat16, Kind::Half] {
         for states in [1, 16] {
-            let inputs: Inputs = (Case::plain(2, 48, 200, states).inputs(&mut rng).iter())
+            let rounded: Inputs = (Case::plain(2, 48, 200, states).inputs(&mut rng).iter())
                 .map(|(name, t)| (*name, t.detach().to_kind(kind)))
+                .collect();
+            // the operator takes what belongs to channels in float32
+            let inputs: Inputs = (rounded.iter())
+                .map(|(name, t)| match *name {
+                    "A" | "D" | "delta_bias" => (*name, t.to_kind(Kind::Float)),
+                    _ => (*name, t.shallow_clone()),
+                })
                 .collect();
             let wide: Inputs = (inputs.iter())
                 .map(|(name, t)| (*name, t.to_kind(Kind::Double)))
@@ -167,7 +184,7 @@ fn half_precision_is_no_worse_than_plain_tensors() {
                 off.square().mean(Kind::Double).sqrt().double_value(&[])
             };
             let ours = rms(&scan(&inputs).0);
-            let plain = rms(&step_by_step(&inputs));
+            let plain = rms(&step_by_step(&rounded));
             assert!(
                 ours <= 2.0 * plain,
                 "{kind:?} N {states}: {ours:e}, plain {plain:e}"
