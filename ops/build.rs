@@ -172,6 +172,7 @@ fn units(include: &Path) -> Vec<Unit> {
     torch.push("-DNDEBUG".to_owned());
     for (source, name) in [
         ("csrc/meter.cpp", "meter"),
+        ("csrc/products.cpp", "products"),
         ("csrc/autocast.cpp", "autocast"),
         ("csrc/update.cpp", "update"),
         ("csrc/device.cpp", "device"),

@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Device, Kind, Tensor};
 use vision_mamba_models::{build, preset, Built, NetworkSpec, Task};
 use vision_mamba_ops::{recompute, Meter};
+
+/// libtorch has one generator of random numbers for all threads: tests take turns.
+static RANDOM: Mutex<()> = Mutex::new(());
 
 /// Loss, gradients, and the bytes that wait for the backward pass.
 fn step(built: &Built, x: &Tensor, again: bool) -> (f64, Vec<(String, Tensor)>, f64) {
@@ -34,6 +39,7 @@ fn network(name: &str, overrides: &[(&str, &str)]) -> NetworkSpec {
 
 #[test]
 fn gradients_are_the_same_and_less_is_kept() {
+    let _turn = RANDOM.lock().unwrap_or_else(PoisonError::into_inner);
     tch::set_num_threads(1);
     let cases = [
         (
@@ -92,6 +98,7 @@ fn gradients_are_the_same_and_less_is_kept() {
 /// Running statistics move once a step, and not again in the backward pass.
 #[test]
 fn running_statistics_move_once() {
+    let _turn = RANDOM.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(1);
     let spec = network("vmamba_micro", &[("norm", "batch")]);
     let built = build(&spec, Device::Cpu).unwrap();

@@ -16,6 +16,7 @@ mod error;
 mod library;
 mod meter;
 pub mod native;
+mod products;
 mod profiler;
 pub mod recompute;
 pub mod reference;
@@ -25,6 +26,7 @@ pub use cuda::{cuda_status, CudaLibraryStatus, CUDA_LIBRARY_FILE};
 pub use error::OpsError;
 pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE, LIBTORCH_VERSION};
 pub use meter::{Cost, Meter};
+pub use products::Products;
 pub use profiler::{OperatorTime, Profiler};
 
 use tch::Tensor;

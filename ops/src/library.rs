@@ -3,6 +3,7 @@
 use crate::autocast::AutocastFunctions;
 use crate::device::DeviceFunctions;
 use crate::meter::MeterFunctions;
+use crate::products::ProductsFunctions;
 use crate::profiler::ProfilerFunctions;
 use crate::recompute::RecomputeFunction;
 use crate::update::UpdateFunctions;
@@ -177,6 +178,7 @@ pub(crate) struct Functions {
     pub(crate) autocast: AutocastFunctions,
     pub(crate) update: UpdateFunctions,
     pub(crate) device: DeviceFunctions,
+    pub(crate) products: ProductsFunctions,
     pub(crate) profiler: ProfilerFunctions,
     pub(crate) recompute: RecomputeFunction,
 }
@@ -366,6 +368,12 @@ unsafe fn functions(library: &Library) -> Result<Functions, libloading::Error> {
                 synchronize: *library.get(b"vision_mamba_device_synchronize\0")?,
                 channels_last: *library.get(b"vision_mamba_device_channels_last\0")?,
                 tf32: *library.get(b"vision_mamba_device_tf32\0")?,
+            },
+            products: ProductsFunctions {
+                start: *library.get(b"vision_mamba_products_start\0")?,
+                end: *library.get(b"vision_mamba_products_end\0")?,
+                run: *library.get(b"vision_mamba_products_run\0")?,
+                free: *library.get(b"vision_mamba_products_free\0")?,
             },
             profiler: ProfilerFunctions {
                 start: *library.get(b"vision_mamba_profiler_start\0")?,

@@ -83,6 +83,11 @@ impl Conv {
             &self.stride
         };
         let x = picked.as_ref().unwrap_or(x);
+        if self.is_product(x) {
+            let weight = self.weight.flatten(1, -1);
+            let y = x.permute([0, 2, 3, 1]).linear(&weight, self.bias.as_ref());
+            return y.permute([0, 3, 1, 2]);
+        }
         if self.better_with_onednn(x) {
             let found = x.f_mkldnn_convolution(
                 &self.weight,
@@ -114,6 +119,22 @@ impl Conv {
             && self.stride.iter().any(|&s| s > 1)
     }
 
+    /// Whether the convolution is a matrix product as the map lies: single values, channels last. Libtorch would turn a small map round first.
+    fn is_product(&self, x: &Tensor) -> bool {
+        self.stride.len() == 2
+            && self.groups == 1
+            && x.device() == Device::Cpu
+            && x.dim() == 4
+            && self.weight.size()[2..] == [1, 1]
+            && self.padding == [0, 0]
+            && self.stride == [1, 1]
+            && x.size()[1] > 1
+            && !x.is_contiguous()
+            && x.permute([0, 2, 3, 1]).is_contiguous()
+            && !RECORDED.get()
+            && !autocast::is_active()
+    }
+
     /// Whether libtorch would leave a volume to its plain loops although oneDNN is up to ten times faster: it looks at the first four sizes
     /// (`use_mkldnn` in ATen's `Convolution.cpp`), so that a single volume of few channels seems small to it whatever its last side.
     fn better_with_onednn(&self, x: &Tensor) -> bool {
@@ -143,6 +164,11 @@ const FEWEST_VOXELS: i64 = 512;
 
 thread_local! {
     static RECORDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread records a forward pass.
+pub(crate) fn is_recorded() -> bool {
+    RECORDED.get()
 }
 
 /// Runs a forward pass that is being recorded: the record must not name kernels that only a CPU has.
@@ -178,6 +204,32 @@ mod tests {
         let expected = met.sum_dim_intlist([0i64, 2, 3].as_slice(), false, Kind::Float);
         let error = (grads[0].view([8, 4]) - expected).abs().max();
         assert!(error.double_value(&[]) < 1e-3);
+    }
+
+    #[test]
+    fn single_values_of_channels_last_maps_agree_with_libtorchs_own_way() {
+        let options = ConvOptions {
+            kernel: vec![1; 2],
+            stride: vec![1; 2],
+            padding: vec![0; 2],
+            groups: 1,
+            weight: crate::init::TORCH_WEIGHT,
+            bias: Some(Init::Constant(0.5)),
+        };
+        let (conv, _) =
+            Scope::build(Device::Cpu, |scope| Conv::new(scope, 24, 5, options)).unwrap();
+        let map = Tensor::randn([2, 9, 7, 24], (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
+        assert!(conv.is_product(&map) && !conv.is_product(&map.contiguous()));
+        let pass = |x: &Tensor| {
+            let y = conv.forward(x);
+            let loss = (&y * y.detach().cos()).sum(Kind::Float);
+            let grads = Tensor::run_backward(&[loss], &[&conv.weight], false, false);
+            (y, grads[0].shallow_clone())
+        };
+        let (product, plain) = (pass(&map), pass(&map.contiguous()));
+        // sums of 24 products in another order
+        assert!(product.0.allclose(&plain.0, 1e-5, 1e-5, false));
+        assert!(product.1.allclose(&plain.1, 1e-4, 1e-4, false));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::reuse;
 use crate::init::Init;
 use crate::{ModelError, Scope};
 
@@ -26,6 +27,7 @@ impl RmsNorm {
             _ => x.shallow_clone(),
         };
         let mean = wide.square().mean_dim([-1].as_slice(), true, None::<Kind>);
-        (&wide * (mean + self.eps).rsqrt() * &self.weight).to_kind(kind)
+        let normed = &wide * (mean + self.eps).rsqrt();
+        reuse::multiply(normed, &self.weight).to_kind(kind)
     }
 }

@@ -7,7 +7,7 @@
 use tch::Tensor;
 
 use crate::init::Init;
-use crate::layers::{leaky_relu, Conv, ConvOptions, InstanceNorm};
+use crate::layers::{reuse, Conv, ConvOptions, InstanceNorm};
 use crate::{ModelError, Scope};
 
 /// What all convolutions of a network share.
@@ -111,7 +111,7 @@ impl ConvNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let y = self.norm.forward(&self.conv.forward(x));
         match self.slope {
-            Some(slope) => leaky_relu(&y, slope),
+            Some(slope) => reuse::leaky_relu(y, slope),
             None => y,
         }
     }
@@ -209,7 +209,7 @@ impl BlockD {
             Some(projection) => projection.forward(&x),
             None => x,
         };
-        leaky_relu(&(y + x), self.slope)
+        reuse::leaky_relu(reuse::add(y, &x), self.slope)
     }
 }
 
@@ -255,9 +255,10 @@ impl FirstBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let y = leaky_relu(&self.norm1.forward(&self.conv1.forward(x)), self.slope);
-        let y = self.norm2.forward(&self.conv2.forward(&y)) + self.conv3.forward(x);
-        leaky_relu(&y, self.slope)
+        let y = self.norm1.forward(&self.conv1.forward(x));
+        let y = reuse::leaky_relu(y, self.slope);
+        let y = self.norm2.forward(&self.conv2.forward(&y));
+        reuse::leaky_relu(reuse::add(y, &self.conv3.forward(x)), self.slope)
     }
 }
 

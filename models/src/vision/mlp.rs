@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::VSSM_LINEAR;
 use crate::init::Init;
-use crate::layers::{Activation, Linear};
+use crate::layers::{reuse, Activation, Linear};
 use crate::{ModelError, Scope};
 
 /// Two linear layers and an activation between them; gated, half of the first one's result is multiplied with the activated other half.
@@ -50,7 +50,7 @@ impl Mlp {
             let halves = hidden.chunk(2, -1);
             &halves[0] * self.act.apply(&halves[1])
         } else {
-            drop(self.act.apply(&hidden))
+            drop(reuse::activate(self.act, hidden))
         };
         drop(self.fc2.forward(&hidden))
     }

@@ -17,7 +17,7 @@ use super::ss2d::{ForwardType, Layout, Ss2dConfig, SsmInit};
 use super::vss::{in_turn, MlpConfig, VssBlock, VssBlockConfig};
 use super::VSSM_LINEAR;
 use crate::init::{Init, TORCH_WEIGHT};
-use crate::layers::{Activation, Conv, ConvOptions, LayerNorm, Linear, Part};
+use crate::layers::{reuse, Activation, Conv, ConvOptions, LayerNorm, Linear, Part};
 use crate::network::{check_input, Backbone};
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -393,7 +393,7 @@ impl Trunk {
         let mut x = x.permute([0, 2, 3, 1]);
         for (i, piece) in self.patch_embed.iter().enumerate() {
             if i > 0 {
-                x = x.gelu("none");
+                x = reuse::activate(Activation::Gelu, x);
             }
             x = piece.forward(&x, train)?;
         }

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::mlp::Mlp;
 use super::norm::{ChannelNorm, NormKind};
 use super::ss2d::{Ss2d, Ss2dConfig};
-use crate::layers::{drop_path, Activation, Part};
+use crate::layers::{drop_path, reuse, Activation, Part};
 use crate::{ModelError, Scope};
 
 /// The branch behind SS2D.
@@ -114,7 +114,7 @@ impl VssBlock {
                 true => norm.forward(&branch(x)?, train)?,
                 false => branch(&norm.forward(x, train)?)?,
             };
-            Ok::<_, ModelError>(x + drop_path(&y, self.drop_path, train))
+            Ok::<_, ModelError>(reuse::add(drop_path(&y, self.drop_path, train), x))
         };
         let mut x = x.shallow_clone();
         if let Some((norm, ssm)) = &self.ssm {

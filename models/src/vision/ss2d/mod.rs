@@ -25,7 +25,7 @@ pub use form::{ForwardType, Gate, OutNorm, Walk};
 use super::scan::{ScanPattern, DIRECTIONS as K};
 use super::VSSM_LINEAR;
 use crate::init::{Init, TORCH_WEIGHT};
-use crate::layers::{Activation, Conv, ConvOptions, LayerNorm, Linear};
+use crate::layers::{reuse, Activation, Conv, ConvOptions, LayerNorm, Linear};
 use crate::{ModelError, Scope};
 
 /// How the state-space parameters start.
@@ -414,34 +414,35 @@ impl Ss2d {
     /// (B, H, W, d_model) -> (B, H, W, d_model)
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, ModelError> {
         let (config, d_inner) = (&self.config, self.config.d_inner());
-        let projected = self.in_proj.forward(x);
         let (x, gate) = match config.form.gate {
-            Gate::None => (projected, None),
+            Gate::None => (self.in_proj.forward(x), None),
             kind => {
+                let projected = self.in_proj.forward(x);
+                let x = projected.narrow(-1, 0, d_inner);
                 let z = projected.narrow(-1, d_inner, d_inner);
                 let z = match kind {
-                    Gate::Activated => config.act.apply(&z),
+                    Gate::Activated => reuse::activate(config.act, z),
                     _ => z,
                 };
-                (projected.narrow(-1, 0, d_inner), Some(z))
+                (x, Some(z))
             }
         };
         let x = match &self.conv2d {
             Some(conv) => convolve(conv, &x),
             None => x,
         };
-        let x = config.act.apply(&x);
+        let x = reuse::activate(config.act, x);
         let y = in_float32(&x, |x| match config.form.walk {
             Walk::Pattern(pattern) => self.scan(x, pattern),
             Walk::Cascade => self.cascade(x),
         })?;
         let y = self.out_norm.forward(y);
         let y = match config.form.out_act {
-            true => y.gelu("none"),
+            true => reuse::activate(Activation::Gelu, y),
             false => y,
         };
         let y = match gate {
-            Some(z) => y * z,
+            Some(z) => reuse::multiply(y, &z),
             None => y,
         };
         Ok(self

@@ -14,7 +14,7 @@ use vision_mamba_ops::autocast::in_float32;
 use vision_mamba_ops::{causal_conv1d, cross_selective_scan, Activation, CrossScan};
 
 use crate::init::{Init, TORCH_WEIGHT};
-use crate::layers::Linear;
+use crate::layers::{reuse, Linear};
 use crate::ssm::MambaConfig;
 use crate::{ModelError, Scope};
 
@@ -159,7 +159,13 @@ impl VimMixer {
     /// (B, L, d_model) -> (B, L, d_model)
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         let y = in_float32(&self.in_proj.forward(x), |xz| self.mix(xz))?;
-        let out = self.out_proj.forward(&y);
+        let halved = self.config.divide && self.config.directions == Bidirectional::V2;
+        let out = match (halved, &self.out_proj.bias) {
+            // halving is exact, so it may follow the product, which has fewer values
+            (true, None) => self.out_proj.forward(&y) * 0.5,
+            (true, Some(_)) => self.out_proj.forward(&(y * 0.5)),
+            (false, _) => self.out_proj.forward(&y),
+        };
         Ok(match &self.gamma {
             Some(gamma) => out * gamma,
             None => out,
@@ -214,13 +220,7 @@ impl VimMixer {
             delta_softplus: true,
         })?;
         // the gate belongs to the position, so it may follow the sum
-        let y = y * z.silu();
-        Ok(
-            match self.config.divide && self.config.directions == Bidirectional::V2 {
-                true => y * 0.5,
-                false => y,
-            },
-        )
+        Ok(reuse::multiply(y, &z.silu()))
     }
 
     /// Forwards and, with two directions, backwards.
