@@ -66,6 +66,26 @@ fn info_is_json_on_request_and_knows_the_operator() {
 }
 
 #[test]
+fn weights_that_come_with_the_program_are_named() {
+    let name = "uvmlite_dehaze.safetensors";
+    let info = run(&["info"]).expect_success();
+    assert!(info.stdout.contains(name), "{}", info.stdout);
+    let info = run(&["info", "--json"]).expect_success();
+    let value: serde_json::Value = serde_json::from_str(&info.stdout).expect("JSON");
+    assert_eq!(value["weights"][0]["name"], name);
+    assert_eq!(value["weights"][0]["command"], "dehaze");
+    let show = |more: &[&str]| run(&[&["models", "show"], more].concat()).expect_success();
+    assert!(show(&["uvmlite"]).stdout.contains(name));
+    let value: serde_json::Value =
+        serde_json::from_str(&show(&["uvmlite", "--json"]).stdout).expect("JSON");
+    assert_eq!(value["weights"][name], "dehaze");
+    // another network than theirs
+    for other in [&["uvmlite", "--set", "head=curve"][..], &["uvmlite_tiny"]] {
+        assert!(!show(other).stdout.contains(name), "{other:?}");
+    }
+}
+
+#[test]
 fn a_missing_operator_library_is_said_once_and_work_goes_on() {
     let dir = tempfile::tempdir().expect("folder");
     let absent = dir.path().join("absent.so");

@@ -470,6 +470,48 @@ fn with_nothing_but_a_picture_the_weights_that_ship_are_used() {
     assert!(left > 30.0, "without haze: {all_left:?} dB");
 }
 
+/// On a photograph that they were not trained on, in haze of three densities that grows to the top.
+#[test]
+fn the_weights_that_ship_beat_the_prior() {
+    let dir = tempfile::tempdir().unwrap();
+    let clear = image::open("tests/photographs/grace_hopper.jpg")
+        .unwrap()
+        .to_rgb8();
+    let height = clear.height() as f32;
+    let (mut by_network, mut by_prior) = (0.0, 0.0);
+    for (thickness, air) in [(1.05, 0.85), (1.8, 0.95), (2.55, 0.8)] {
+        let hazy = RgbImage::from_fn(clear.width(), clear.height(), |x, y| {
+            let depth = 1.0 - 0.85 * (y as f32 + 0.5) / height;
+            let t = (-thickness * depth).exp();
+            let value = |v: u8| f32::from(v) * t + 255.0 * air * (1.0 - t);
+            Rgb(clear.get_pixel(x, y).0.map(|v| value(v).round() as u8))
+        });
+        let [input, network, prior] =
+            ["a", "b", "c"].map(|name| dir.path().join(format!("{name}.png")));
+        hazy.save(&input).unwrap();
+        run(&["dehaze", arg(&input), "-o", arg(&network)]).expect_success();
+        dcp(&input, &prior).expect_success();
+        let likeness = |path: &Path| {
+            let found = image::open(path).unwrap().to_rgb8();
+            psnr(&found, &clear, Channels::Rgb, 0).unwrap()
+        };
+        let (before, after) = (likeness(&input), likeness(&network));
+        assert!(after > before + 3.0, "{before} dB, then {after}");
+        by_network += after / 3.0;
+        by_prior += likeness(&prior) / 3.0;
+    }
+    assert!(
+        by_network > by_prior + 1.0,
+        "{by_network} dB, the prior {by_prior}"
+    );
+    let (input, kept) = (dir.path().join("clear.png"), dir.path().join("kept.png"));
+    clear.save(&input).unwrap();
+    run(&["dehaze", arg(&input), "-o", arg(&kept)]).expect_success();
+    let kept = image::open(kept).unwrap().to_rgb8();
+    let left = psnr(&kept, &clear, Channels::Rgb, 0).unwrap();
+    assert!(left > 30.0, "without haze {left} dB are left");
+}
+
 #[test]
 fn misuse_is_told_before_anything_is_done() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,6 +3,8 @@
 use anyhow::Result;
 use serde_json::json;
 
+use vision_mamba_models::weights::shipped;
+
 use crate::cli::args::{Global, InfoArgs};
 use crate::cli::printer::Printer;
 use crate::runtime::{cuda_status, CudaStatus};
@@ -25,6 +27,9 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
             "cuda": cuda,
             "threads": threads,
             "operator": { "ready": operator.is_ready(), "status": operator.to_string() },
+            "weights": shipped::ALL.map(|it| json!({
+                "name": it.name, "preset": it.preset, "command": it.command, "bytes": it.content.len()
+            })),
             "cuda_operator": gpu_operator.map(|it| json!({ "ready": it.is_ready(), "status": it.to_string() })),
         });
         printer.data(&serde_json::to_string_pretty(&value)?);
@@ -38,11 +43,19 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
             format!("libtorch's CUDA half cannot be loaded: {reason}")
         }
     };
+    let weights = shipped::ALL.map(|it| {
+        let megabytes = it.content.len() as f64 / 1e6;
+        format!(
+            "\nweights       {} ({megabytes:.1} MB, {}), which `{}` takes when none are named",
+            it.name, it.preset, it.command
+        )
+    });
     printer.data(&format!(
-        "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\noperator      {operator}{}",
+        "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\noperator      {operator}{}{}",
         env!("CARGO_PKG_VERSION"),
         vision_mamba_ops::LIBTORCH_VERSION,
         gpu_operator.map_or(String::new(), |it| format!("\n              {it}")),
+        weights.concat(),
     ));
     Ok(())
 }

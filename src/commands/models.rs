@@ -1,7 +1,10 @@
 //! `models list` and `models show`.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use tch::Device;
+use vision_mamba_models::weights::shipped;
 use vision_mamba_models::{build, cost, describe, outline, preset, presets, NetworkCost};
 
 use crate::cli::args::{CostChoice, ModelsListArgs, ModelsShowArgs};
@@ -70,6 +73,11 @@ pub fn show(args: &ModelsShowArgs, printer: &Printer) -> Result<()> {
             choice == CostChoice::Always,
         )?,
     };
+    // another network than the preset as it stands has none
+    let weights: BTreeMap<&str, &str> = (shipped::ALL.iter())
+        .filter(|it| it.preset == args.preset && args.set.is_empty())
+        .map(|it| (it.name, it.command))
+        .collect();
     if args.json {
         let mut value = serde_json::to_value(&description)?;
         if !args.state_dict {
@@ -79,6 +87,7 @@ pub fn show(args: &ModelsShowArgs, printer: &Printer) -> Result<()> {
         }
         if let Some(map) = value.as_object_mut() {
             map.insert("cost".into(), serde_json::to_value(&cost)?);
+            map.insert("weights".into(), serde_json::to_value(&weights)?);
         }
         printer.data(&serde_json::to_string_pretty(&value)?);
         return Ok(());
@@ -87,6 +96,11 @@ pub fn show(args: &ModelsShowArgs, printer: &Printer) -> Result<()> {
         "{}\nparameters  {}",
         args.preset, description.parameters
     ));
+    for (name, command) in &weights {
+        printer.data(&format!(
+            "weights     {name} comes with the program; `{command}` takes it when no weights are named"
+        ));
+    }
     match (&cost, args.cost) {
         (Some(cost), _) => print_cost(cost, printer),
         (None, CostChoice::Never) => {}

@@ -47,7 +47,7 @@ pub struct Cost {
 impl Dehazer {
     /// The network that is used when none is named.
     pub fn default_weights(device: Device) -> Result<Self> {
-        let Shipped { name, content } = DEHAZE;
+        let Shipped { name, content, .. } = DEHAZE;
         let name = Path::new(name);
         let metadata = weights::read_metadata_from(name, content)?;
         let spec = spec_of(name, &metadata)?;

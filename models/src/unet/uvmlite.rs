@@ -36,9 +36,10 @@ const CURVE_STEPS: i64 = 4;
 const MOST_GAIN: f64 = 3.7;
 /// The logit of the air light that training starts from: 0.85.
 const FIRST_AIR: f64 = 1.7;
-/// Pixels up to which one thread looks at a picture: what two would share is less than they wait for each other. On a machine that has other
-/// work, a picture of 320x240 cost 0.4 s of processor time with one thread and 2.7 s with two that spun.
-const ONE_THREADED: i64 = 256 * 256;
+/// Pixels up to which one thread does everything outside training, as it looks at a reduced picture: what two would share is less than they wait
+/// for each other. On a machine that has other work, a picture of 640x480 cost 0.33 s of processor time with one thread, program start and
+/// all, and 3.3 s with two that spun.
+const ONE_THREADED: i64 = 1 << 20;
 /// Radius of the guided filter in pixels of the reduced picture, and its floor for the variance of grey in [0, 1].
 const GUIDE_RADIUS: i64 = 2;
 const GUIDE_EPS: f64 = 1e-3;
@@ -203,6 +204,25 @@ impl Pooled {
     }
 }
 
+/// One thread for libtorch until it is dropped.
+struct Alone {
+    before: i32,
+}
+
+impl Alone {
+    fn new() -> Self {
+        let before = tch::get_num_threads();
+        tch::set_num_threads(1);
+        Self { before }
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        tch::set_num_threads(self.before);
+    }
+}
+
 /// The network.
 pub struct UvmLite {
     config: UvmLiteConfig,
@@ -331,19 +351,6 @@ impl UvmLite {
         Ok((maps, whole.narrow(1, channels, self.config.globals())))
     }
 
-    /// [`Self::look`] without training: a small picture by one thread.
-    fn glance(&self, x: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
-        let threads = tch::get_num_threads();
-        let (b, _, h, w) = x.size4()?;
-        if b * h * w > ONE_THREADED || threads == 1 {
-            return self.look(x);
-        }
-        tch::set_num_threads(1);
-        let found = self.look(x);
-        tch::set_num_threads(threads);
-        found
-    }
-
     /// The clear picture.
     fn apply(&self, x: &Tensor, maps: &Tensor, globals: &Tensor) -> Tensor {
         match self.config.head {
@@ -392,16 +399,17 @@ impl Network for UvmLite {
         check_input(x, &[self.config.input_channels], &self.divisor())?;
         let (_, _, h, w) = x.size4()?;
         let working = self.config.working([h, w]);
-        let look = |x: &Tensor| match train {
-            true => self.look(x),
-            false => self.glance(x),
-        };
+        let small_enough = |t: &Tensor| !train && t.numel() as i64 <= t.size()[1] * ONE_THREADED;
+        let _alone = small_enough(x).then(Alone::new);
         if working == [h, w] {
-            let (maps, globals) = look(x)?;
+            let (maps, globals) = self.look(x)?;
             return Ok(vec![self.apply(x, &maps, &globals)]);
         }
         let small = x.f_adaptive_avg_pool2d(working)?;
-        let (maps, globals) = look(&small)?;
+        let (maps, globals) = {
+            let _alone = small_enough(&small).then(Alone::new);
+            self.look(&small)?
+        };
         let maps = enlarge(&maps, &small, x)?;
         Ok(vec![self.apply(x, &maps, &globals)])
     }

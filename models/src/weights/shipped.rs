@@ -5,6 +5,10 @@
 pub struct Shipped {
     /// The file's name.
     pub name: &'static str,
+    /// The preset that they are weights of.
+    pub preset: &'static str,
+    /// The command that takes them when none are named.
+    pub command: &'static str,
     /// What it holds.
     pub content: &'static [u8],
 }
@@ -12,5 +16,10 @@ pub struct Shipped {
 /// For `dehaze`.
 pub const DEHAZE: Shipped = Shipped {
     name: "uvmlite_dehaze.safetensors",
+    preset: "uvmlite",
+    command: "dehaze",
     content: include_bytes!("../../weights/uvmlite_dehaze.safetensors"),
 };
+
+/// All of them.
+pub const ALL: [Shipped; 1] = [DEHAZE];
