@@ -124,6 +124,7 @@ inline int64_t block_index() { return emulated::machine().index; }
 inline void sync_block() { emulated::wait(emulated::machine().block, emulated::machine().threads); }
 inline float shuffle_xor(float value, int mask) { return emulated::shuffle(value, mask); }
 inline float fast_exp2(float x) { return exp2f(x); }
+inline float fast_reciprocal(float x) { return 1.f / x; }
 inline float exp2_by_bits(float mantissa, float shifted) {
   uint32_t a, b;
   memcpy(&a, &mantissa, 4), memcpy(&b, &shifted, 4);

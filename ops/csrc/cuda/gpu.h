@@ -21,6 +21,11 @@ __device__ __forceinline__ float fast_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+__device__ __forceinline__ float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // mantissa * 2^n, n in the low bits of `shifted`.
 __device__ __forceinline__ float exp2_by_bits(float mantissa, float shifted) {
   return __int_as_float(__float_as_int(mantissa) + (__float_as_int(shifted) << 23));

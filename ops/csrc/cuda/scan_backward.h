@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(F::threads) scan_backward_kernel(Job j) {
         dx = sum_parts<F>(dx), ddt = sum_parts<F>(ddt);
         ddt = fmaf(v.y, dx, ddt * 0.6931471805599453f);
         // The derivative of the softplus, from its value.
-        if (j.softplus) ddt *= -expm1f(-v.x);
+        if (j.softplus) ddt *= softplus_slope(v.x);
         dd = fmaf(dy, v.y, dd), dbias += t < steps ? ddt : 0.f;
         if (lane.part == 0) m.step(t, lane.c) = float2{ddt, fmaf(skip, dy, v.x * dx)};
         int which;
