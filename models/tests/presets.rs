@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{no_grad, Device, Kind, Tensor};
 use vision_mamba_models::unet::mixed::BackboneSpec;
@@ -65,6 +66,12 @@ fn stand_in(spec: &NetworkSpec) -> NetworkSpec {
     spec.with_overrides(overrides).unwrap()
 }
 
+/// Tests that draw from libtorch's one generator take turns: what they draw would depend on the others' pace.
+fn seeded() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn input(built: &Built) -> Tensor {
     // what can be halved to nothing has a smallest size of its own
     let smallest = match built.spec.task() {
@@ -90,6 +97,7 @@ fn input(built: &Built) -> Tensor {
 
 #[test]
 fn every_preset_trains_saves_and_comes_back() {
+    let _alone = seeded();
     let folder = tempfile::tempdir().unwrap();
     for entry in presets() {
         tch::manual_seed(7);
@@ -165,6 +173,7 @@ fn every_preset_trains_saves_and_comes_back() {
 /// normalised.
 #[test]
 fn every_preset_trains_in_bfloat16() {
+    let _alone = seeded();
     let far = |a: &Tensor, b: &Tensor| {
         let scale = b.square().mean(Kind::Float).sqrt().double_value(&[]);
         (a - b).square().mean(Kind::Float).sqrt().double_value(&[]) / scale.max(1e-6)
@@ -231,6 +240,7 @@ fn a_spec_survives_json() {
 
 #[test]
 fn names_of_presets_and_parameters_are_unique() {
+    let _alone = seeded();
     let mut names: Vec<_> = presets().iter().map(|p| p.name).collect();
     names.sort_unstable();
     names.dedup();
@@ -260,6 +270,7 @@ fn names_of_presets_and_parameters_are_unique() {
 
 #[test]
 fn fitting_to_data_changes_what_depends_on_data() {
+    let _alone = seeded();
     let spec = preset("umamba_bot_2d")
         .unwrap()
         .for_data(2, 5, 2, &[80, 128])
@@ -311,6 +322,7 @@ fn fitting_to_data_changes_what_depends_on_data() {
 
 #[test]
 fn a_repeated_channel_gives_the_logits_of_three_equal_ones() {
+    let _alone = seeded();
     tch::manual_seed(3);
     let built = build(&preset("mamba_unet_tiny").unwrap(), Device::Cpu).unwrap();
     let x = Tensor::randn([1, 1, 32, 64], (Kind::Float, Device::Cpu));
@@ -325,6 +337,7 @@ fn a_repeated_channel_gives_the_logits_of_three_equal_ones() {
 
 #[test]
 fn a_description_follows_the_data() {
+    let _alone = seeded();
     let built = build(&preset("umamba_bot_tiny_2d").unwrap(), Device::Cpu).unwrap();
     let told = describe(&built, &[14, 16]);
     assert_eq!(told.parameters, built.params.num_parameters());
@@ -348,6 +361,7 @@ fn a_description_follows_the_data() {
 
 #[test]
 fn an_outline_is_described_as_the_network_is() {
+    let _alone = seeded();
     for entry in presets() {
         let spec = stand_in(&entry.spec().unwrap());
         let built = build(&spec, Device::Cpu).unwrap();
