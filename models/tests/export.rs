@@ -4,13 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::Device;
 use vision_mamba_models::export::export;
 use vision_mamba_models::{build, outline, presets, Task};
 
+/// Tests that draw from libtorch's one generator take turns: what they draw would depend on the others' pace.
+fn seeded() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn every_small_preset_is_recorded() {
+    let _alone = seeded();
     // loads the operators that the traces call
     assert!(vision_mamba_ops::status().is_ready());
     let folder = tempfile::tempdir().unwrap();
@@ -55,6 +63,7 @@ fn every_small_preset_is_recorded() {
 /// Sizes that a network was not made for take other ways through it, such as interpolated positions.
 #[test]
 fn other_sizes_are_recorded_too() {
+    let _alone = seeded();
     assert!(vision_mamba_ops::status().is_ready());
     let folder = tempfile::tempdir().unwrap();
     for (name, overrides) in [
