@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 use util::{check, cotangents, error, results, Case, Form, Rng};
 use vision_mamba_ops::{native, reference, Activation, CrossScan, OpsError};
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 12] = [
     "cuda/conv.h",
     "cuda/emulation.h",
     "cuda/gpu.h",
@@ -24,6 +24,9 @@ const SOURCES: [&str; 9] = [
     "cuda/scan_backward.h",
     "cuda/scan_common.h",
     "cuda/scan_forward.h",
+    "cuda/warp_backward.h",
+    "cuda/warp_common.h",
+    "cuda/warp_forward.h",
     "checks.h",
     "params.h",
 ];

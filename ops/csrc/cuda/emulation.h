@@ -123,6 +123,27 @@ inline int thread_index() { return emulated::machine().thread; }
 inline int64_t block_index() { return emulated::machine().index; }
 inline void sync_block() { emulated::wait(emulated::machine().block, emulated::machine().threads); }
 inline float shuffle_xor(float value, int mask) { return emulated::shuffle(value, mask); }
+inline int shuffle_from(int value, int lane) {
+  emulated::Machine& m = emulated::machine();
+  memcpy(&m.exchange[size_t(m.thread)], &value, 4);
+  emulated::wait_warp();
+  memcpy(&value, &m.exchange[size_t(m.thread / 32 * 32 + lane)], 4);
+  emulated::wait_warp();
+  return value;
+}
+inline void sync_warp() { emulated::wait_warp(); }
+inline void copy_async(void* to, const void* from) { memcpy(to, from, 16); }
+inline void wait_copies() {}
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
 inline float fast_exp2(float x) { return exp2f(x); }
 inline float fast_reciprocal(float x) { return 1.f / x; }
 inline float exp2_by_bits(float mantissa, float shifted) {

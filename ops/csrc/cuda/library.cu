@@ -11,6 +11,8 @@
 #include "conv.h"
 #include "scan_backward.h"
 #include "scan_forward.h"
+#include "warp_backward.h"
+#include "warp_forward.h"
 
 namespace vision_mamba {
 
@@ -83,6 +85,40 @@ static Tensor make_carry(Job& j, const Tensor& like) {
   return carry;
 }
 
+// Warps of their own tiles where there is a kernel of that kind, which finds what a lane moves beside each other in time or in channels.
+template <class F>
+constexpr bool has_warps = F::P == 4 && F::varying;
+template <class F, bool outputs>
+static void launch_forward(const Job& j) {
+  if constexpr (has_warps<F>) {
+    if constexpr (F::cross) {
+      if (j.rank <= kMostRanks) return launch(warp_forward_kernel<true, false, outputs>, launch_blocks(j), 128, warp_forward_bytes<true>(j.rank), j);
+    } else {
+      const size_t bytes = warp_forward_bytes<false>(0);
+      if (j.u.time_stride == 1) return launch(warp_forward_kernel<false, true, outputs>, launch_blocks(j), 128, bytes, j);
+      return launch(warp_forward_kernel<false, false, outputs>, launch_blocks(j), 128, bytes, j);
+    }
+  }
+  launch(scan_forward_kernel<F, outputs>, launch_blocks(j), F::threads, F::forward_bytes, j);
+}
+template <bool time_first>
+static void launch_warps_backward(const Job& j) {
+  const size_t bytes = warp_backward_bytes<false>(0);
+  if (j.z.data != nullptr) return launch(warp_backward_kernel<false, time_first, true>, launch_blocks(j), 128, bytes, j);
+  launch(warp_backward_kernel<false, time_first, false>, launch_blocks(j), 128, bytes, j);
+}
+template <class F>
+static void launch_backward(const Job& j) {
+  if constexpr (has_warps<F>) {
+    if constexpr (F::cross) {
+      if (j.rank <= kMostRanks) return launch(warp_backward_kernel<true, false, false>, launch_blocks(j), 128, warp_backward_bytes<true>(j.rank), j);
+    } else {
+      return j.u.time_stride == 1 ? launch_warps_backward<true>(j) : launch_warps_backward<false>(j);
+    }
+  }
+  launch(scan_backward_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+}
+
 // ---- one scan ----------------------------------------------------------------------------------------------------------------
 
 struct PreparedScan {
@@ -132,10 +168,10 @@ static std::tuple<Tensor, Tensor, Tensor> forward(const ScanArguments& in, bool 
     cut<F>(j);
     const Tensor carry = make_carry(j, in.u);
     if (j.segments > 1) {
-      launch(scan_forward_kernel<F, false>, launch_blocks(j), F::threads, F::forward_bytes, j);
+      launch_forward<F, false>(j);
       add_up(j, false, nullptr);
     }
-    launch(scan_forward_kernel<F, true>, launch_blocks(j), F::threads, F::forward_bytes, j);
+    launch_forward<F, true>(j);
   });
   return {out, last_state, checkpoints};
 }
@@ -186,7 +222,7 @@ static ScanGradients backward(const OptionalTensor& grad_out, const OptionalTens
     if (in.b.dim() != 2 || in.c.dim() != 2) partial = numbers(in.u, {j.batch, j.groups * j.group_blocks, j.length, 2 * j.states});
     j.grad_a = data(parts_a), j.grad_b = data(parts_b), j.grad_c = data(parts_c), j.grad_d = data(parts_d), j.grad_bias = data(parts_bias);
     j.partial = data(partial);
-    launch(scan_backward_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+    launch_backward<F>(j);
     auto weight = [&](const Tensor& like, const Tensor& parts, int64_t offset) {
       return like.dim() == 2 ? parts.sum(0).to(like.scalar_type()) : merge(j, like, partial, offset);
     };
@@ -249,13 +285,13 @@ static std::tuple<Tensor, Tensor> forward(const CrossArguments& in, bool with_ch
     const Tensor carry = make_carry(j, in.u);
     if (j.segments > 1) {
       j.launch_directions = j.directions;
-      launch(scan_forward_kernel<F, false>, launch_blocks(j), F::threads, F::forward_bytes, j);
+      launch_forward<F, false>(j);
       add_up(j, false, nullptr);
       j.launch_directions = 1;
     }
     for (j.first_direction = 0; j.first_direction < j.directions; j.first_direction++) {
       j.add = j.first_direction > 0;
-      launch(scan_forward_kernel<F, true>, launch_blocks(j), F::threads, F::forward_bytes, j);
+      launch_forward<F, true>(j);
     }
   });
   return {out.to(in.u.scalar_type()), checkpoints};
@@ -303,7 +339,7 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
       j.add = in.shared() && k > 0;
       j.u_direction = u_direction;
       j.grad_u.data = data(grad_u) + k * (grad_direction - u_direction);
-      launch(scan_backward_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+      launch_backward<F>(j);
       for (int64_t half = 0; half < 2; half++) {
         Sequence to{data(grad_weights) + k * grad_weights.stride(2) + j.rank + half * j.states, Scalar::f32, grad_weights.stride(0), 1,
                     grad_weights.stride(1)};
