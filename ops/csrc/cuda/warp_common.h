@@ -146,8 +146,19 @@ struct WeightTile {
   __device__ __forceinline__ void unstage(float* tile, const float4* slot, bool asked) const {
     float r[kMost];
     take(r, slot, s.type, asked);
+    float* const to = tile + t * row + half * 16;
 #pragma unroll
-    for (int e = 0; e < kMost; e++) put(tile, time_first ? t + e : t, half, time_first ? n : n + e, r[e]);
+    for (int p = 0; p < copies; p++) {
+      if (time_first) {
+        float* const at = to + p * 32 + (n ^ p);
+#pragma unroll
+        for (int e = 0; e < kMost; e++) at[e * row] = r[e];
+      } else {
+        // n is a multiple of eight.
+#pragma unroll
+        for (int e = 0; e < kMost; e++) to[p * 32 + n + (e ^ p)] = r[e];
+      }
+    }
   }
 };
 
