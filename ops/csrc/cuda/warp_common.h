@@ -27,14 +27,14 @@ struct Owner {
   }
   __device__ __forceinline__ int channel(int e) const { return time_first ? c : e; }
   __device__ __forceinline__ int step(int e) const { return time_first ? t + e : t; }
-  // How many of the eight there are.
+  // Elements before this number are there. It may lie outside of 0 to 8, and is not cut to it: nvcc 13.0 for sm_90 makes "cut to 0 to 8, is it 8?" one
+  // instruction, VIMNMX.RELU, whose answer is wrong for numbers below zero.
   __device__ __forceinline__ int there(int channels, int steps) const {
-    const int left = time_first ? (c < channels ? steps - t : 0) : (t < steps ? channels : 0);
-    return left < 0 ? 0 : left > kMost ? kMost : left;
+    return time_first ? (c < channels ? steps - t : 0) : (t < steps ? channels : 0);
   }
 };
 
-// A lane's eight elements of a sequence, the first `there` of them real.
+// A lane's eight elements of a sequence, those before `there` real.
 struct Eight {
   const Sequence& s;
   int64_t at, next;
@@ -45,7 +45,7 @@ struct Eight {
   __device__ __forceinline__ Eight(const Sequence& s, int64_t at, int64_t next, int there) : s(s), at(at), next(next), there(there) {}
   __device__ __forceinline__ int size() const { return s.type == Scalar::f32 ? 4 : 2; }
   __device__ __forceinline__ char* data() const { return static_cast<char*>(s.data) + at * size(); }
-  __device__ __forceinline__ bool whole() const { return there == kMost && next == 1 && reinterpret_cast<uintptr_t>(data()) % 16 == 0; }
+  __device__ __forceinline__ bool whole() const { return there >= kMost && next == 1 && reinterpret_cast<uintptr_t>(data()) % 16 == 0; }
 };
 
 // Asks for the elements; `take` gets them once `wait_copies` has passed. Elements that do not lie side by side in memory are waited for here. Returns which it was.
@@ -137,7 +137,7 @@ struct WeightTile {
   __device__ __forceinline__ bool stage(float4* slot, const Job& j, int64_t t0, int steps) const {
     const int states = int(j.states), left = time_first ? (n < states ? steps - t : 0) : (t < steps ? states - n : 0);
     const int64_t at = offset + n * s.row_stride + (t0 + t) * s.time_stride;
-    return vision_mamba::stage(slot, Eight(s, at, time_first ? s.time_stride : s.row_stride, left < 0 ? 0 : left > kMost ? kMost : left));
+    return vision_mamba::stage(slot, Eight(s, at, time_first ? s.time_stride : s.row_stride, left));
   }
   __device__ __forceinline__ static void put(float* tile, int t, int half, int n, float value) {
 #pragma unroll
