@@ -16,11 +16,14 @@ use tch::{Kind, Tensor};
 use util::{check, cotangents, error, results, Case, Form, Rng};
 use vision_mamba_ops::{native, reference, Activation, CrossScan, OpsError};
 
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 15] = [
     "cuda/conv.h",
     "cuda/emulation.h",
     "cuda/gpu.h",
     "cuda/library.cu",
+    "cuda/one_backward.h",
+    "cuda/one_common.h",
+    "cuda/one_forward.h",
     "cuda/scan_backward.h",
     "cuda/scan_common.h",
     "cuda/scan_forward.h",
@@ -227,6 +230,13 @@ fn several_directions() {
         (4, 49, 40, 1, 3, true),
         (4, 100, 35, 16, 6, true),
         (2, 130, 70, 1, 18, false),
+        // One state: 32, 16 and 8 channels a block, and sums in memory.
+        (4, 196, 100, 1, 13, true),
+        (2, 1, 100, 1, 1, true),
+        (4, 289, 40, 1, 6, true),
+        (3, 441, 20, 1, 4, true),
+        (4, 930, 36, 1, 2, true),
+        (2, 40, 33, 1, 70, true),
         (2, 33, 5, 20, 2, true),
         (1, 200, 12, 16, 1, false),
     ] {
@@ -247,7 +257,11 @@ fn several_directions() {
             .map(|k| {
                 // Coprime strides walk through all tokens.
                 let stride = [1, length - 1, 3, 7][k as usize % 4];
-                let stride = if length % stride == 0 { 1 } else { stride };
+                let stride = if stride == 0 || length % stride == 0 {
+                    1
+                } else {
+                    stride
+                };
                 (Tensor::arange(length, (Kind::Int64, tch::Device::Cpu)) * stride + k)
                     .remainder(length)
                     .to_kind(Kind::Int)

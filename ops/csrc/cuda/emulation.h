@@ -158,6 +158,12 @@ inline char* shared_memory() { return reinterpret_cast<char*>(emulated::machine(
 // Few, so that small tests are cut into segments too.
 inline int64_t multiprocessors() { return 2; }
 
+// Little, so that small tests take every form.
+struct SharedLimits {
+  size_t block, multiprocessor;
+};
+inline SharedLimits shared_limits() { return {40 * 1024, 64 * 1024}; }
+
 template <class Kernel, class Job>
 void launch(Kernel kernel, int64_t blocks, int threads, size_t shared, const Job& job) {
   emulated::run(blocks, threads, shared, [=] { kernel(job); });

@@ -51,6 +51,18 @@ inline int64_t multiprocessors() {
   return count;
 }
 
+// Bytes of shared memory that a block may ask for, and that a multiprocessor has for all its blocks.
+struct SharedLimits {
+  size_t block, multiprocessor;
+};
+inline SharedLimits shared_limits() {
+  int device = 0, block = 0, multiprocessor = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+  return {size_t(block), size_t(multiprocessor)};
+}
+
 // On the current stream of the current device. Nothing here waits for the GPU.
 template <class Kernel, class Job>
 void launch(Kernel kernel, int64_t blocks, int threads, size_t shared, const Job& job) {

@@ -9,6 +9,8 @@
 
 #include "../checks.h"
 #include "conv.h"
+#include "one_backward.h"
+#include "one_forward.h"
 #include "scan_backward.h"
 #include "scan_forward.h"
 #include "warp_backward.h"
@@ -117,6 +119,29 @@ static void launch_backward(const Job& j) {
     }
   }
   launch(scan_backward_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+}
+
+// One state and a map that all directions share: a form whose sums over directions fit into shared memory twice a multiprocessor, then once, else none.
+// Fewer channels a block where there would be too few blocks. Gives back whether there is one.
+template <class Body>
+static bool with_one(const Job& j, int summary, const Body& body) {
+  const SharedLimits limits = shared_limits();
+  const int64_t enough = 2 * multiprocessors();
+  bool done = false;
+  auto attempt = [&](auto form, size_t limit, bool any) {
+    using F = decltype(form);
+    const int64_t blocks = j.batch * ((j.channels + F::channels - 1) / F::channels);
+    if (done || OneShared<F>::bytes(j.length, j.rank, summary) > limit || !(any || blocks >= enough)) return;
+    body(form, blocks);
+    done = true;
+  };
+  const size_t half = limits.multiprocessor / 2 - 1024;  // a block takes another kilobyte
+  attempt(OneForm<32, true>(), half, false);
+  attempt(OneForm<16, true>(), half, false);
+  attempt(OneForm<8, true>(), half, true);
+  attempt(OneForm<8, true>(), limits.block, true);
+  attempt(OneForm<16, false>(), limits.block, false);
+  return done;
 }
 
 // ---- one scan ----------------------------------------------------------------------------------------------------------------
@@ -267,17 +292,75 @@ static PreparedCross prepare(const CrossArguments& in) {
   return p;
 }
 
+static bool has_one(const CrossArguments& in) { return in.a.size(2) == 1 && in.shared(); }
+
+// Products of a direction's matrices, (K, rows, inner) with (K, inner, columns), summed in float32.
+static Tensor products(const Tensor& a, const Tensor& b, at::ScalarType type) {
+  if (a.is_cuda() && a.scalar_type() != type) return at::bmm(a, b, type);
+  return at::bmm(a.to(type), b.to(type));
+}
+static CrossGradients gradients(const CrossArguments& in, const Job& j, const Tensor& u, const Tensor& weights, const Tensor& dt_weight, const Tensor& parts_a,
+                                const Tensor& parts_d, const Tensor& parts_bias) {
+  constexpr int64_t sums[] = {0, 2};  // over the batch and over time
+  const Tensor none = numbers(in.u, {0});
+  return {u.to(in.u.scalar_type()),
+          weights.to(in.weights.scalar_type()),
+          dt_weight.to(in.dt_weight.scalar_type()),
+          parts_a.sum(sums).to(in.a.scalar_type()),
+          given(in.d) ? parts_d.sum(sums).to(in.d->scalar_type()) : none,
+          given(in.delta_bias) ? parts_bias.sum(sums).to(in.delta_bias->scalar_type()) : none};
+}
+// One state: a single launch, then what its step sizes' gradients are made into.
+static std::optional<CrossGradients> backward_of_one(const Tensor& dy, const CrossArguments& in, PreparedCross& p) {
+  Job& j = p.job;
+  if (!has_one(in)) return std::nullopt;
+  std::optional<CrossGradients> result;
+  with_one(j, 4, [&](auto form, int64_t blocks) {
+    using F = decltype(form);
+    const at::ScalarType kind = in.u.scalar_type();
+    Tensor grad_u = at::empty(in.u.sizes(), in.u.options().dtype(F::resident ? kind : at::kFloat));
+    Tensor grad_delta = at::empty({j.batch, j.length, j.directions, j.channels}, in.u.options());
+    Tensor grad_weights = at::empty(in.weights.sizes(), in.weights.options());
+    Tensor parts_a = numbers(in.u, {j.batch, j.directions, 1, j.channels, 1});
+    Tensor parts_d = numbers(in.u, {j.batch, j.directions, 1, j.channels}), parts_bias = at::empty_like(parts_d);
+    Tensor partial = numbers(in.u, {j.directions, blocks, j.length, 2});
+    j.grad_out = tokens_of(dy), j.grad_u = tokens_of(grad_u);
+    j.grad_delta = {grad_delta.data_ptr(), scalar(grad_delta), grad_delta.stride(0), 1, grad_delta.stride(1)};
+    j.grad_a = data(parts_a), j.grad_d = data(parts_d), j.grad_bias = data(parts_bias), j.partial = data(partial);
+    launch(one_backward_kernel<F>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 4), j);
+    const Tensor of_b = grad_weights.slice(3, j.rank);
+    const Sequence to{of_b.data_ptr(), scalar(of_b), of_b.stride(0), 1, of_b.stride(1)};
+    const OneMergeJob m{j.batch, j.directions, blocks / j.batch, j.length, data(partial), j.orders, to, of_b.stride(2)};
+    launch(one_merge_kernel, blocks_of(m.batch * m.directions * m.length), 128, 0, m);
+    const Tensor delta = grad_delta.view({-1, j.directions, j.channels}).transpose(0, 1);
+    const Tensor tokens = p.weights.slice(3, 0, j.rank).reshape({-1, j.directions, j.rank}).transpose(0, 1).to(kind);
+    const Tensor of_ranks = products(delta, in.dt_weight.to(kind), kind);
+    grad_weights.slice(3, 0, j.rank).copy_(of_ranks.transpose(0, 1).reshape({j.batch, j.length, j.directions, j.rank}));
+    result = gradients(in, j, grad_u, grad_weights, products(delta.transpose(1, 2), tokens, at::kFloat), parts_a, parts_d, parts_bias);
+  });
+  return result;
+}
+
 // One pass a direction, so that sums over directions are formed in their order; what finds the segments' states does all directions at once.
 static std::tuple<Tensor, Tensor> forward(const CrossArguments& in, bool with_checkpoints) {
   const DeviceOf device(in.u);
   PreparedCross p = prepare(in);
   Job& j = p.job;
-  Tensor out = numbers(in.u, {j.batch, j.length, j.channels}), checkpoints;
-  j.out = tokens_of(out);
+  Tensor out, checkpoints;
+  j.chunks = (j.length + kChunk - 1) / kChunk;
   if (with_checkpoints) {
-    checkpoints = numbers(in.u, {j.batch, j.directions, (j.length + kChunk - 1) / kChunk, j.states, j.channels});
+    checkpoints = numbers(in.u, {j.batch, j.directions, j.chunks, j.states, j.channels});
     j.checkpoints = data(checkpoints);
   }
+  const bool one = has_one(in) && with_one(j, 2, [&](auto form, int64_t blocks) {
+    using F = decltype(form);
+    out = at::empty({j.batch, j.length, j.channels}, in.u.options().dtype(F::resident ? in.u.scalar_type() : at::kFloat));
+    j.out = tokens_of(out);
+    launch(one_forward_kernel<F>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 2), j);
+  });
+  if (one) return {out.to(in.u.scalar_type()), checkpoints};
+  out = numbers(in.u, {j.batch, j.length, j.channels});
+  j.out = tokens_of(out);
   with_form<true>(j, [&](auto form) {
     using F = decltype(form);
     j.launch_directions = 1;
@@ -307,12 +390,13 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
   check.full("checkpoints", checkpoints);
   check.shape("checkpoints", checkpoints, {j.batch, j.directions, (j.length + kChunk - 1) / kChunk, j.states, j.channels});
   if (!checkpoints.is_contiguous()) check.fail("checkpoints is not contiguous, expected it as made by cross_selective_scan_forward");
-  const Tensor dy = channels_last(grad_out), none = numbers(in.u, {0});
+  const Tensor dy = channels_last(grad_out);
+  j.checkpoints = data(checkpoints), j.chunks = (j.length + kChunk - 1) / kChunk;
+  if (auto result = backward_of_one(dy, in, p)) return *result;
   // The gradient of one direction's step sizes stands in memory, token by token; what it is made of are matrix products.
   Tensor grad_u = numbers(in.u, in.u.sizes()), grad_weights = numbers(in.u, in.weights.sizes());
   Tensor grad_delta = numbers(in.u, {j.batch, j.length, j.channels});
   Tensor grad_dt_weight = numbers(in.u, {j.directions, j.channels, j.rank});
-  j.checkpoints = data(checkpoints);
   j.grad_out = tokens_of(dy), j.grad_u = tokens_of(grad_u), j.grad_delta = tokens_of(grad_delta);
   CrossGradients result;
   with_form<true>(j, [&](auto form) {
@@ -350,12 +434,7 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
       grad_weights.select(2, k).slice(2, 0, j.rank).copy_(at::matmul(flat, p.dt_weight.select(0, k).t()).view({j.batch, j.length, j.rank}));
       grad_dt_weight.select(0, k).copy_(at::matmul(flat.t(), numbers_of));
     }
-    result = {grad_u.to(in.u.scalar_type()),
-              grad_weights.to(in.weights.scalar_type()),
-              grad_dt_weight.to(in.dt_weight.scalar_type()),
-              parts_a.sum(at::IntArrayRef{0, 2}).to(in.a.scalar_type()),
-              given(in.d) ? parts_d.sum(at::IntArrayRef{0, 2}).to(in.d->scalar_type()) : none,
-              given(in.delta_bias) ? parts_bias.sum(at::IntArrayRef{0, 2}).to(in.delta_bias->scalar_type()) : none};
+    result = gradients(in, j, grad_u, grad_weights, grad_dt_weight, parts_a, parts_d, parts_bias);
   });
   return result;
 }
