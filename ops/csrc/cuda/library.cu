@@ -122,9 +122,11 @@ static void launch_backward(const Job& j) {
 }
 
 // One state and a map that all directions share: a form whose sums over directions fit into shared memory twice a multiprocessor, then once, else none.
-// Fewer channels a block where there would be too few blocks. Gives back whether there is one.
+// Fewer channels a block where there would be too few blocks. Calls `body(form, element, blocks)` and gives back whether there is one.
 template <class Body>
 static bool with_one(const Job& j, int summary, const Body& body) {
+  const int64_t widest = std::max({j.u.time_stride, j.weights.time_stride, j.directions * j.channels}) * 4;
+  if (j.rank > kOneMostRanks || j.length * widest >= (int64_t(1) << 31)) return false;
   const SharedLimits limits = shared_limits();
   const int64_t enough = 2 * multiprocessors();
   bool done = false;
@@ -132,8 +134,10 @@ static bool with_one(const Job& j, int summary, const Body& body) {
     using F = decltype(form);
     const int64_t blocks = j.batch * ((j.channels + F::channels - 1) / F::channels);
     if (done || OneShared<F>::bytes(j.length, j.rank, summary) > limit || !(any || blocks >= enough)) return;
-    body(form, blocks);
     done = true;
+    if (j.u.type == Scalar::f32) return body(form, float(), blocks);
+    if (j.u.type == Scalar::bf16) return body(form, c10::BFloat16(), blocks);
+    body(form, c10::Half(), blocks);
   };
   const size_t half = limits.multiprocessor / 2 - 1024;  // a block takes another kilobyte
   attempt(OneForm<32, true>(), half, false);
@@ -273,6 +277,11 @@ static Tensor channels_last(const Tensor& t) { return t.stride(-1) == 1 || t.siz
 // (batch, token, channel) as (batch, channel, token).
 static Sequence tokens_of(const Tensor& t) { return {t.data_ptr(), scalar(t), t.stride(0), 1, t.stride(-2)}; }
 
+static void describe_tokens(PreparedCross& p) {
+  p.job.u = tokens_of(p.u);
+  p.job.weights = {p.weights.data_ptr(), scalar(p.weights), p.weights.stride(0), 1, p.weights.stride(1)};
+  p.job.weights_direction = p.weights.stride(2);
+}
 static PreparedCross prepare(const CrossArguments& in) {
   check_cross(in);
   check_supported("cross_selective_scan", in.u, in.a.size(2));
@@ -284,20 +293,37 @@ static PreparedCross prepare(const CrossArguments& in) {
   j.batch = in.u.size(0), j.channels = in.u.size(-1), j.length = in.u.size(-2), j.states = in.a.size(2), j.groups = 1;
   j.directions = in.orders.size(0), j.rank = in.dt_weight.size(2);
   j.b.groups = j.c.groups = 1;
-  j.u = tokens_of(p.u), j.u_direction = in.shared() ? 0 : p.u.stride(1);
-  j.weights = {p.weights.data_ptr(), scalar(p.weights), p.weights.stride(0), 1, p.weights.stride(1)};
-  j.weights_direction = p.weights.stride(2);
+  j.u_direction = in.shared() ? 0 : p.u.stride(1);
+  describe_tokens(p);
   j.a = data(p.a), j.d = data(p.d), j.bias = data(p.bias), j.dt_weight = data(p.dt_weight), j.softplus = in.softplus;
   j.orders = p.orders.const_data_ptr<int32_t>();
   return p;
 }
 
-static bool has_one(const CrossArguments& in) { return in.a.size(2) == 1 && in.shared(); }
+// Whether there may be a form for it; then the map and what its tokens say have one element type, and an even number of ranks.
+static bool prepare_one(const CrossArguments& in, PreparedCross& p) {
+  if (in.a.size(2) != 1 || !in.shared()) return false;
+  if (p.u.scalar_type() != p.weights.scalar_type()) p.u = p.u.to(at::kFloat), p.weights = p.weights.to(at::kFloat);
+  // Read pair by pair.
+  const Tensor& w = p.weights;
+  if (p.job.rank % 2 != 0) {
+    const int64_t rank = p.job.rank++;
+    p.weights = at::cat({w.slice(3, 0, rank), at::zeros_like(w.slice(3, 0, 1)), w.slice(3, rank)}, 3);
+    p.dt_weight = at::constant_pad_nd(p.dt_weight, {0, 0, 0, 1});
+    p.job.dt_weight = data(p.dt_weight);
+  } else if (w.stride(0) % 2 != 0 || w.stride(1) % 2 != 0 || w.stride(2) % 2 != 0 || reinterpret_cast<uintptr_t>(w.data_ptr()) % (2 * w.element_size()) != 0) {
+    p.weights = w.clone(at::MemoryFormat::Contiguous);
+  }
+  describe_tokens(p);
+  return true;
+}
 
-// Products of a direction's matrices, (K, rows, inner) with (K, inner, columns), summed in float32.
-static Tensor products(const Tensor& a, const Tensor& b, at::ScalarType type) {
-  if (a.is_cuda() && a.scalar_type() != type) return at::bmm(a, b, type);
-  return at::bmm(a.to(type), b.to(type));
+// The gradient of one direction's dt_weight (D, R): what its step sizes' gradients (B, L, D) come to with the tokens' numbers (B, L, R). Image by image, because
+// one product over all tokens would leave most of a GPU idle.
+static Tensor dt_weight_gradient(const Tensor& delta, const Tensor& tokens) {
+  const Tensor rows = delta.transpose(1, 2);
+  if (delta.is_cuda() && delta.scalar_type() != at::kFloat) return at::bmm(rows, tokens, at::kFloat).sum(0);
+  return at::bmm(rows.to(at::kFloat), tokens.to(at::kFloat)).sum(0);
 }
 static CrossGradients gradients(const CrossArguments& in, const Job& j, const Tensor& u, const Tensor& weights, const Tensor& dt_weight, const Tensor& parts_a,
                                 const Tensor& parts_d, const Tensor& parts_bias) {
@@ -313,30 +339,41 @@ static CrossGradients gradients(const CrossArguments& in, const Job& j, const Te
 // One state: a single launch, then what its step sizes' gradients are made into.
 static std::optional<CrossGradients> backward_of_one(const Tensor& dy, const CrossArguments& in, PreparedCross& p) {
   Job& j = p.job;
-  if (!has_one(in)) return std::nullopt;
+  if (!prepare_one(in, p)) return std::nullopt;
   std::optional<CrossGradients> result;
-  with_one(j, 4, [&](auto form, int64_t blocks) {
+  with_one(j, 4, [&](auto form, auto element, int64_t blocks) {
     using F = decltype(form);
-    const at::ScalarType kind = in.u.scalar_type();
+    const at::ScalarType kind = p.u.scalar_type();
+    const Tensor given_dy = dy.to(kind);
     Tensor grad_u = at::empty(in.u.sizes(), in.u.options().dtype(F::resident ? kind : at::kFloat));
-    Tensor grad_delta = at::empty({j.batch, j.length, j.directions, j.channels}, in.u.options());
-    Tensor grad_weights = at::empty(in.weights.sizes(), in.weights.options());
+    Tensor grad_delta = at::empty({j.batch, j.length, j.directions, j.channels}, p.u.options());
+    Tensor grad_weights = at::empty({j.batch, j.length, j.directions, j.rank + 2}, p.u.options());
     Tensor parts_a = numbers(in.u, {j.batch, j.directions, 1, j.channels, 1});
     Tensor parts_d = numbers(in.u, {j.batch, j.directions, 1, j.channels}), parts_bias = at::empty_like(parts_d);
     Tensor partial = numbers(in.u, {j.directions, blocks, j.length, 2});
-    j.grad_out = tokens_of(dy), j.grad_u = tokens_of(grad_u);
+    j.grad_out = tokens_of(given_dy), j.grad_u = tokens_of(grad_u);
     j.grad_delta = {grad_delta.data_ptr(), scalar(grad_delta), grad_delta.stride(0), 1, grad_delta.stride(1)};
     j.grad_a = data(parts_a), j.grad_d = data(parts_d), j.grad_bias = data(parts_bias), j.partial = data(partial);
-    launch(one_backward_kernel<F>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 4), j);
+    launch(one_backward_kernel<F, decltype(element)>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 4), j);
+    // Products of all of a token's numbers, which are an even count as a rule; those of B and C are zero, and overwritten.
+    Tensor of_numbers = at::zeros({j.directions, j.channels, j.rank + 2}, p.u.options());
+    of_numbers.slice(2, 0, j.rank).copy_(p.dt_weight.transpose(1, 2));
+    Tensor grad_rows = grad_weights.view({-1, j.directions, j.rank + 2}).transpose(0, 1);
+    at::bmm_out(grad_rows, grad_delta.view({-1, j.directions, j.channels}).transpose(0, 1), of_numbers);
     const Tensor of_b = grad_weights.slice(3, j.rank);
     const Sequence to{of_b.data_ptr(), scalar(of_b), of_b.stride(0), 1, of_b.stride(1)};
     const OneMergeJob m{j.batch, j.directions, blocks / j.batch, j.length, data(partial), j.orders, to, of_b.stride(2)};
     launch(one_merge_kernel, blocks_of(m.batch * m.directions * m.length), 128, 0, m);
-    const Tensor delta = grad_delta.view({-1, j.directions, j.channels}).transpose(0, 1);
-    const Tensor tokens = p.weights.slice(3, 0, j.rank).reshape({-1, j.directions, j.rank}).transpose(0, 1).to(kind);
-    const Tensor of_ranks = products(delta, in.dt_weight.to(kind), kind);
-    grad_weights.slice(3, 0, j.rank).copy_(of_ranks.transpose(0, 1).reshape({j.batch, j.length, j.directions, j.rank}));
-    result = gradients(in, j, grad_u, grad_weights, products(delta.transpose(1, 2), tokens, at::kFloat), parts_a, parts_d, parts_bias);
+    Tensor grad_dt_weight = numbers(in.u, {j.directions, j.channels, j.rank});
+    for (int64_t k = 0; k < j.directions; k++) {
+      grad_dt_weight.select(0, k).copy_(dt_weight_gradient(grad_delta.select(2, k), p.weights.select(2, k)).slice(1, 0, j.rank));
+    }
+    const int64_t rank = in.dt_weight.size(2);
+    if (rank < j.rank) {
+      grad_weights = at::cat({grad_weights.slice(3, 0, rank), grad_weights.slice(3, j.rank)}, 3);
+      grad_dt_weight = grad_dt_weight.slice(2, 0, rank);
+    }
+    result = gradients(in, j, grad_u, grad_weights, grad_dt_weight, parts_a, parts_d, parts_bias);
   });
   return result;
 }
@@ -352,11 +389,11 @@ static std::tuple<Tensor, Tensor> forward(const CrossArguments& in, bool with_ch
     checkpoints = numbers(in.u, {j.batch, j.directions, j.chunks, j.states, j.channels});
     j.checkpoints = data(checkpoints);
   }
-  const bool one = has_one(in) && with_one(j, 2, [&](auto form, int64_t blocks) {
+  const bool one = prepare_one(in, p) && with_one(j, 2, [&](auto form, auto element, int64_t blocks) {
     using F = decltype(form);
-    out = at::empty({j.batch, j.length, j.channels}, in.u.options().dtype(F::resident ? in.u.scalar_type() : at::kFloat));
+    out = at::empty({j.batch, j.length, j.channels}, in.u.options().dtype(F::resident ? p.u.scalar_type() : at::kFloat));
     j.out = tokens_of(out);
-    launch(one_forward_kernel<F>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 2), j);
+    launch(one_forward_kernel<F, decltype(element)>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 2), j);
   });
   if (one) return {out.to(in.u.scalar_type()), checkpoints};
   out = numbers(in.u, {j.batch, j.length, j.channels});
@@ -430,9 +467,9 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
         const MergeJob m{j.batch, j.length, j.states, 1, j.group_blocks, half * j.states, data(partial), to, 0, j.orders + k * j.length};
         launch(merge_kernel, blocks_of(m.batch * m.length * m.states), 128, 0, m);
       }
-      const Tensor flat = grad_delta.view({-1, j.channels}), numbers_of = tokens.select(2, k).to(at::kFloat).reshape({-1, j.rank});
+      const Tensor flat = grad_delta.view({-1, j.channels});
       grad_weights.select(2, k).slice(2, 0, j.rank).copy_(at::matmul(flat, p.dt_weight.select(0, k).t()).view({j.batch, j.length, j.rank}));
-      grad_dt_weight.select(0, k).copy_(at::matmul(flat.t(), numbers_of));
+      grad_dt_weight.select(0, k).copy_(dt_weight_gradient(grad_delta, tokens.select(2, k)));
     }
     result = gradients(in, j, grad_u, grad_weights, grad_dt_weight, parts_a, parts_d, parts_bias);
   });

@@ -23,16 +23,19 @@ __device__ __forceinline__ float2 sum_piece(float (&b)[8], float (&c)[8], int la
 }
 
 // `j.grad_u` is of the map's type where sums stand in shared memory, else float32. `j.grad_delta`: (batch, channel, token) of direction 0.
-template <class F>
+template <class F, class X>
 __global__ void __launch_bounds__(kOneThreads, 2) one_backward_kernel(Job j) {
   const OneShared<F> m(j);
   const OneLane<F> lane(j);
-  const TokenNumbers<F> numbers(j, lane);
+  const TokenNumbers<F, X> numbers(j, lane);
+  const Column<X> map(j.u, lane), grad_out(j.grad_out, lane);
+  const Column<std::conditional_t<F::resident, X, float>> grad_u(j.grad_u, lane);
   const int row = int(one_row(j.rank)), r4 = int(padded_ranks(j.rank));
   float* const tile = m.weights + lane.warp * F::tokens * row;
   const float* const bc = tile + lane.piece * row + r4;
   float4* const summaries = reinterpret_cast<float4*>(m.summaries);
-  const int64_t tiles = (j.length + F::tile - 1) / F::tile, blocks = (j.channels + F::channels - 1) / F::channels;
+  const int tiles = int((j.length + F::tile - 1) / F::tile);
+  const int64_t blocks = (j.channels + F::channels - 1) / F::channels;
   for (int i = lane.lane; i < F::tokens * row; i += 32) tile[i] = 0.f;
   int parity = 0;
   for (int64_t k = 0; k < j.directions; k++) {
@@ -45,29 +48,27 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_backward_kernel(Job j) {
     const float skip = j.d != nullptr ? j.d[of_channel] : 0.f, bias = j.bias != nullptr ? j.bias[of_channel] : 0.f;
     float carry = 0.f, da = 0.f, dd = 0.f, dbias = 0.f;
     float* const partial = j.partial + ((k * j.batch + lane.b) * blocks + lane.block) * j.length * 2;
-    for (int64_t at = tiles; at-- > 0; parity ^= 1) {
-      const int64_t start = lane.start(at);
-      const int left = lane.active ? (j.length - start < kOneSteps ? int(j.length - start) : kOneSteps) : 0;
-      const int tokens = lane.token(j, k, at);
+    const Column<X> grad_delta(j.grad_delta, lane, k * j.channels);
+    for (int at = tiles; at-- > 0; parity ^= 1) {
+      const int start = lane.start(at), left = lane.left(j, start);
+      const Token tokens = lane.token(j, k, at);
       float u[kOneSteps], dy[kOneSteps];
       {
-        uint32_t low[kAhead], high[kAhead];
-        numbers.ask(low, high, k, tokens, 0, 0);
-        lane.read(u, j.u, tokens);
-        lane.read(dy, j.grad_out, tokens);
-        numbers.place(tile, low, high, 0, 0);
+        Pair<X> pairs[kAhead];
+        numbers.ask(pairs, j, k, tokens);
+        read_steps(u, map, lane, tokens);
+        read_steps(dy, grad_out, lane, tokens);
+        numbers.place(tile, pairs);
       }
-      numbers.rest(tile, k, tokens);
+      numbers.rest(tile, j, k, tokens);
       sync_warp();
       float step[kOneSteps], decay[kOneSteps];
-      project_steps(step, j, lane, tile, m.dt_weight);
+      project_steps(step, j, lane, tile, m.dt_weight, bias, left);
       float product = 0.f, state = 0.f, adjoint = 0.f;
 #pragma unroll
       for (int t = 0; t < kOneSteps; t++) {
-        step[t] += bias;
-        if (j.softplus) step[t] = softplus(step[t]);
         // Steps that there are not must change nothing, whatever numbers stand in their place.
-        if (t >= left) step[t] = u[t] = dy[t] = 0.f;
+        if (t >= left) u[t] = dy[t] = 0.f;
         decay[t] = fast_exp2(step[t] * a2);
         product += step[t];
         const float b = bc[t * F::pieces * row];
@@ -135,51 +136,39 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_backward_kernel(Job j) {
         g *= decay[t];
         const float w = g * states[t];
         da = fmaf(w, step[t], da);
-        float s = fmaf(w, a, gx * u[t]);
-        if (j.softplus) s *= softplus_slope(step[t]);
-        if (t >= left) s = 0.f;
-        dstep[t] = s;
-        dbias += s;
+        dstep[t] = fmaf(w, a, gx * u[t]);
         du[t] = fmaf(skip, dy[t], gx * step[t]);
         dd = fmaf(dy[t], u[t], dd);
       }
-      const float2 sums = sum_piece<F::channels>(db, dc, lane.lane);
-      const int64_t told_step = start + lane.lane % 8;
-      if (lane.c < 8 && told_step < j.length) *reinterpret_cast<float2*>(partial + told_step * 2) = sums;
-      with_type(j.grad_delta.type, [&](auto tag) {
-        using X = decltype(tag);
-        X* to = static_cast<X*>(j.grad_delta.data) + lane.b * j.grad_delta.batch_stride + k * j.channels + lane.channel;
+      if (j.softplus) {
 #pragma unroll
-        for (int t = 0; t < kOneSteps; t++) {
-          const int token = lane.token_of(tokens, t);
-          if (t < left) to[token * j.grad_delta.time_stride] = X(dstep[t]);
-        }
-      });
+        for (int t = 0; t < kOneSteps; t++) dstep[t] *= softplus_slope(step[t]);
+      }
+#pragma unroll
+      for (int t = 0; t < kOneSteps; t++) dbias += t < left ? dstep[t] : 0.f;
+      const float2 sums = sum_piece<F::channels>(db, dc, lane.lane);
+      const int told_step = start + lane.lane % 8;
+      if (lane.c < 8 && told_step < j.length) *reinterpret_cast<float2*>(partial + told_step * 2) = sums;
+#pragma unroll
+      for (int t = 0; t < kOneSteps; t++) {
+        const int token = lane.token_of(tokens, t);
+        if (t >= left) continue;
+        grad_delta[token] = X(dstep[t]);
+        if (!F::resident) grad_u[token] = first ? du[t] : float(grad_u[token]) + du[t];
+      }
       if constexpr (F::resident) {
 #pragma unroll
         for (int t = 0; t < kOneSteps; t++) {
-          float& sum = m.sums[F::slot(lane.token_of(tokens, t)) * F::channels + lane.c];
-          if (t >= left) continue;
-          if (!first) du[t] += sum;
-          if (!last) sum = du[t];
+          float& sum = m.sums[lane.place_of(tokens, t)];
+          du[t] += first ? 0.f : sum;
+          if (t < left) sum = du[t];
         }
         if (last) {
-          with_type(j.grad_u.type, [&](auto tag) {
-            using X = decltype(tag);
-            X* to = static_cast<X*>(j.grad_u.data) + lane.b * j.grad_u.batch_stride + lane.channel;
 #pragma unroll
-            for (int t = 0; t < kOneSteps; t++) {
-              const int token = lane.token_of(tokens, t);
-              if (t < left) to[token * j.grad_u.time_stride] = X(du[t]);
-            }
-          });
-        }
-      } else {
-        float* to = static_cast<float*>(j.grad_u.data) + lane.b * j.grad_u.batch_stride + lane.channel;
-#pragma unroll
-        for (int t = 0; t < kOneSteps; t++) {
-          const int token = lane.token_of(tokens, t);
-          if (t < left) to[token * j.grad_u.time_stride] = first ? du[t] : to[token * j.grad_u.time_stride] + du[t];
+          for (int t = 0; t < kOneSteps; t++) {
+            const int token = lane.token_of(tokens, t);
+            if (t < left) grad_u[token] = X(du[t]);
+          }
         }
       }
       sync_warp();

@@ -5,12 +5,15 @@
 // pieces of eight steps lie side by side in a warp, the warps' pieces behind each other, and what reaches a piece from those before it (a decay and a
 // state) is composed through one exchange a tile. No exponential is taken twice.
 #pragma once
+#include <type_traits>
+
 #include "scan_common.h"
 
 namespace vision_mamba {
 
 constexpr int kOneWarps = 8, kOneSteps = 8, kOneThreads = 32 * kOneWarps;
 constexpr int kAhead = 8;  // pairs of the tokens' numbers that a lane asks for ahead of time
+constexpr int kOneMostRanks = 62;  // a warp's lanes read a token's numbers at once
 
 template <int channels_, bool resident_>
 struct OneForm {
@@ -42,6 +45,11 @@ struct OneShared {
   }
 };
 
+// A token of the map, and where its sums stand.
+struct Token {
+  int index, place;
+};
+
 // A lane's place.
 template <class F>
 struct OneLane {
@@ -56,103 +64,110 @@ struct OneLane {
     channel = block * F::channels + (active ? c : 0);
   }
   // The first of the lane's steps in a tile.
-  __device__ __forceinline__ int64_t start(int64_t tile) const { return tile * F::tile + (warp * F::pieces + piece) * kOneSteps; }
+  __device__ __forceinline__ int start(int tile) const { return tile * F::tile + (warp * F::pieces + piece) * kOneSteps; }
+  // How many of them there are.
+  __device__ __forceinline__ int left(const Job& j, int start) const {
+    const int left = int(j.length) - start;
+    return !active ? 0 : left < kOneSteps ? left : kOneSteps;
+  }
   // Each lane holds one of the warp's tokens: number t * pieces + piece.
-  __device__ __forceinline__ int token(const Job& j, int64_t k, int64_t tile) const {
-    const int i = lane % F::tokens;
-    const int64_t time = tile * F::tile + (warp * F::pieces + i % F::pieces) * kOneSteps + i / F::pieces;
+  __device__ __forceinline__ Token token(const Job& j, int64_t k, int tile) const {
+    const int i = lane % F::tokens, length = int(j.length);
+    const int time = tile * F::tile + (warp * F::pieces + i % F::pieces) * kOneSteps + i / F::pieces;
     // Orders lie on the GPU and cannot be checked without waiting for it: at least nothing outside of memory is touched.
-    const int64_t token = time < j.length ? j.orders[k * j.length + time] : 0;
-    return int(token < 0 ? 0 : token >= j.length ? j.length - 1 : token);
+    int token = time < length ? j.orders[k * length + time] : 0;
+    token = token < 0 ? 0 : token >= length ? length - 1 : token;
+    return {token, F::slot(token) * F::channels};
   }
-  __device__ __forceinline__ int token_of(int tokens, int t) const { return shuffle_from(tokens, t * F::pieces + piece); }
-  __device__ __forceinline__ void read(float (&to)[kOneSteps], const Sequence& s, int tokens) const {
-    with_type(s.type, [&](auto tag) {
-      const auto* from = static_cast<const decltype(tag)*>(s.data) + b * s.batch_stride + channel * s.row_stride;
-#pragma unroll
-      for (int t = 0; t < kOneSteps; t++) to[t] = float(from[token_of(tokens, t) * s.time_stride]);
-    });
-  }
+  __device__ __forceinline__ int token_of(Token tokens, int t) const { return shuffle_from(tokens.index, t * F::pieces + piece); }
+  __device__ __forceinline__ int place_of(Token tokens, int t) const { return shuffle_from(tokens.place, t * F::pieces + piece) + c; }
 };
 
-// The tokens' numbers, pair by pair, from memory into the warp's tile [token][row]. A token's pairs lie in neighbouring lanes.
-template <class F>
-struct TokenNumbers {
-  const Job& j;
-  const OneLane<F>& lane;
-  int numbers, width, per, goes, n;
-  bool paired;
-  __device__ __forceinline__ TokenNumbers(const Job& j, const OneLane<F>& lane) : j(j), lane(lane) {
-    numbers = int(j.rank) + 2;
-    width = 1;
-    while (width < 32 && 2 * width < numbers) width *= 2;
-    per = 32 / width, goes = F::tokens / per, n = lane.lane % width * 2;
-    const Sequence& w = j.weights;
-    paired = numbers % 2 == 0 && w.type != Scalar::f32 && w.time_stride % 2 == 0 && w.batch_stride % 2 == 0 && j.weights_direction % 2 == 0 &&
-             reinterpret_cast<uintptr_t>(w.data) % 4 == 0;
-    if (goes < 1) goes = 1;
-  }
-  // Numbers behind the first 64 are left to a further round.
-  __device__ __forceinline__ int slot(int go) const { return go * per + lane.lane / width; }
-  __device__ __forceinline__ bool there(int go, int first) const { return go < goes && slot(go) < F::tokens && first + n < numbers; }
-  __device__ __forceinline__ void ask(uint32_t (&low)[kAhead], uint32_t (&high)[kAhead], int64_t k, int tokens, int go0, int first) const {
-    const Sequence& w = j.weights;
-    const int64_t base = lane.b * w.batch_stride + k * j.weights_direction + first + n;
+// The lane's channel of the block's image. Tokens lie less than 2^31 bytes apart.
+template <class X>
+struct Column {
+  char* data;
+  int stride;
+  template <class F>
+  __device__ __forceinline__ Column(const Sequence& s, const OneLane<F>& lane, int64_t offset = 0)
+      : data(static_cast<char*>(s.data) + (lane.b * s.batch_stride + offset + lane.channel) * int64_t(sizeof(X))), stride(int(s.time_stride) * int(sizeof(X))) {}
+  __device__ __forceinline__ X& operator[](int token) const { return *reinterpret_cast<X*>(data + int64_t(token) * stride); }
+};
+template <class F, class X>
+__device__ __forceinline__ void read_steps(float (&to)[kOneSteps], const Column<X>& from, const OneLane<F>& lane, Token tokens) {
 #pragma unroll
-    for (int q = 0; q < kAhead; q++) {
+  for (int t = 0; t < kOneSteps; t++) to[t] = float(from[lane.token_of(tokens, t)]);
+}
+
+// Two neighbours in memory.
+template <class X>
+struct Pair {
+  uint32_t bits;
+  __device__ __forceinline__ float2 value() const {
+    if constexpr (std::is_same_v<X, c10::BFloat16>) return {float_of(bits << 16), float_of(bits & 0xffff0000u)};
+    return {float(c10::Half(uint16_t(bits), c10::Half::from_bits())), float(c10::Half(uint16_t(bits >> 16), c10::Half::from_bits()))};
+  }
+};
+template <>
+struct Pair<float> {
+  float2 both;
+  __device__ __forceinline__ float2 value() const { return both; }
+};
+
+// The tokens' numbers, an even count of them, pair by pair from memory into the warp's tile [token][row]. A token's pairs lie in neighbouring lanes.
+template <class F, class X>
+struct TokenNumbers {
+  const char* data;  // of direction 0, the lane's pair
+  int stride, goes, slots, slot, to, place_stride;
+  bool within;
+  __device__ __forceinline__ TokenNumbers(const Job& j, const OneLane<F>& lane) {
+    const Sequence& w = j.weights;
+    const int rank = int(j.rank), numbers = rank + 2;
+    int width = 1;
+    while (width < 32 && 2 * width < numbers) width *= 2;
+    int n = lane.lane % width * 2;
+    slots = 32 / width, slot = lane.lane / width;
+    goes = F::tokens / slots > 0 ? F::tokens / slots : 1;
+    within = slot < F::tokens && n < numbers;
+    if (n >= numbers) n = 0;  // read, and not stored
+    data = static_cast<const char*>(w.data) + (lane.b * w.batch_stride + n) * int64_t(sizeof(X)), stride = int(w.time_stride) * int(sizeof(X));
+    const int row = int(one_row(rank));
+    to = slot * row + (n < rank ? n : int(padded_ranks(rank)) + n - rank), place_stride = slots * row;
+  }
+  __device__ __forceinline__ void ask(Pair<X> (&pairs)[kAhead], const Job& j, int64_t k, Token tokens, int go0 = 0) const {
+    const char* const from = data + k * j.weights_direction * int64_t(sizeof(X));
+    int at = slot + go0 * slots;
+#pragma unroll
+    for (int q = 0; q < kAhead; q++, at += slots) {
       if (go0 + q >= goes) break;
-      const int64_t at = base + shuffle_from(tokens, slot(go0 + q) % F::tokens) * w.time_stride;
-      low[q] = high[q] = 0;
-      if (!there(go0 + q, first)) continue;
-      if (paired) {
-        low[q] = *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(w.data) + at);
-      } else if (w.type == Scalar::f32) {
-        const float* from = static_cast<const float*>(w.data) + at;
-        low[q] = bits_of(from[0]);
-        if (first + n + 1 < numbers) high[q] = bits_of(from[1]);
-      } else {
-        const uint16_t* from = static_cast<const uint16_t*>(w.data) + at;
-        low[q] = from[0];
-        if (first + n + 1 < numbers) low[q] |= uint32_t(from[1]) << 16;
-      }
+      const int token = shuffle_from(tokens.index, at & (F::tokens - 1));
+      pairs[q] = *reinterpret_cast<const Pair<X>*>(from + int64_t(token) * stride);
     }
   }
-  __device__ __forceinline__ void place(float* tile, const uint32_t (&low)[kAhead], const uint32_t (&high)[kAhead], int go0, int first) const {
-    const int row = int(one_row(j.rank)), rank = int(j.rank), r4 = int(padded_ranks(j.rank)), i = first + n;
-    const int to = i < rank ? i : r4 + i - rank, next = i + 1 < rank ? i + 1 : r4 + i + 1 - rank;
+  __device__ __forceinline__ void place(float* tile, const Pair<X> (&pairs)[kAhead], int go0 = 0) const {
+    float* at = tile + to + go0 * place_stride;
 #pragma unroll
-    for (int q = 0; q < kAhead; q++) {
+    for (int q = 0; q < kAhead; q++, at += place_stride) {
       if (go0 + q >= goes) break;
-      if (!there(go0 + q, first)) continue;
-      float x, y;
-      if (j.weights.type == Scalar::f32) {
-        x = float_of(low[q]), y = float_of(high[q]);
-      } else if (j.weights.type == Scalar::bf16) {
-        x = float_of(low[q] << 16), y = float_of(low[q] & 0xffff0000u);
-      } else {
-        x = float(c10::Half(uint16_t(low[q]), c10::Half::from_bits())), y = float(c10::Half(uint16_t(low[q] >> 16), c10::Half::from_bits()));
-      }
-      float* at = tile + slot(go0 + q) * row;
-      at[to] = x;
-      if (i + 1 < numbers) at[next] = y;
+      if (within) *reinterpret_cast<float2*>(at) = pairs[q].value();
     }
   }
   // What does not fit into the registers of `ask`.
-  __device__ __forceinline__ void rest(float* tile, int64_t k, int tokens) const {
-    uint32_t low[kAhead], high[kAhead];
-    for (int first = 0; first < numbers; first += 64) {
-      for (int go = first == 0 ? kAhead : 0; go < goes; go += kAhead) ask(low, high, k, tokens, go, first), place(tile, low, high, go, first);
-    }
+  __device__ __forceinline__ void rest(float* tile, const Job& j, int64_t k, Token tokens) const {
+    Pair<X> pairs[kAhead];
+#pragma unroll 1
+    for (int go = kAhead; go < goes; go += kAhead) ask(pairs, j, k, tokens, go), place(tile, pairs, go);
   }
 };
 
-// Step sizes of a lane's eight steps before bias and softplus.
+// Step sizes of a lane's eight steps, zero where there is none.
 template <class F>
-__device__ __forceinline__ void project_steps(float (&dt)[kOneSteps], const Job& j, const OneLane<F>& lane, const float* tile, const float* dt_weight) {
+__device__ __forceinline__ void project_steps(float (&dt)[kOneSteps], const Job& j, const OneLane<F>& lane, const float* tile, const float* dt_weight, float bias,
+                                              int left) {
   const int row = int(one_row(j.rank)), r4 = int(padded_ranks(j.rank));
   const float* const mine = tile + lane.piece * row;
 #pragma unroll
-  for (int t = 0; t < kOneSteps; t++) dt[t] = 0.f;
+  for (int t = 0; t < kOneSteps; t++) dt[t] = bias;
 #pragma unroll 1
   for (int r = 0; r < r4; r += 4) {
     float w[4];
@@ -164,6 +179,12 @@ __device__ __forceinline__ void project_steps(float (&dt)[kOneSteps], const Job&
       dt[t] = fmaf(x.x, w[0], fmaf(x.y, w[1], fmaf(x.z, w[2], fmaf(x.w, w[3], dt[t]))));
     }
   }
+  if (j.softplus) {
+#pragma unroll
+    for (int t = 0; t < kOneSteps; t++) dt[t] = softplus(dt[t]);
+  }
+#pragma unroll
+  for (int t = 0; t < kOneSteps; t++) dt[t] = t < left ? dt[t] : 0.f;
 }
 // [rank][channel] of a direction, zero where there is nothing. The whole block.
 template <class F>

@@ -5,16 +5,18 @@
 namespace vision_mamba {
 
 // `j.out` is of the map's type where sums stand in shared memory, else float32.
-template <class F>
+template <class F, class X>
 __global__ void __launch_bounds__(kOneThreads, 2) one_forward_kernel(Job j) {
   const OneShared<F> m(j);
   const OneLane<F> lane(j);
-  const TokenNumbers<F> numbers(j, lane);
+  const TokenNumbers<F, X> numbers(j, lane);
+  const Column<X> map(j.u, lane);
+  const Column<std::conditional_t<F::resident, X, float>> out(j.out, lane);
   const int row = int(one_row(j.rank)), r4 = int(padded_ranks(j.rank));
   float* const tile = m.weights + lane.warp * F::tokens * row;
   const float* const bc = tile + lane.piece * row + r4;
   float2* const summaries = reinterpret_cast<float2*>(m.summaries);
-  const int64_t tiles = (j.length + F::tile - 1) / F::tile;
+  const int tiles = int((j.length + F::tile - 1) / F::tile);
   // Padding is read, and must be a number.
   for (int i = lane.lane; i < F::tokens * row; i += 32) tile[i] = 0.f;
   int parity = 0;
@@ -25,24 +27,21 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_forward_kernel(Job j) {
     const int64_t of_channel = k * j.channels + lane.channel;
     const float a2 = j.a[of_channel] * kLog2e, skip = j.d != nullptr ? j.d[of_channel] : 0.f, bias = j.bias != nullptr ? j.bias[of_channel] : 0.f;
     float carry = 0.f, u[kOneSteps];
-    uint32_t low[kAhead], high[kAhead];
-    int tokens = lane.token(j, k, 0);
-    numbers.ask(low, high, k, tokens, 0, 0);
-    lane.read(u, j.u, tokens);
-    for (int64_t at = 0; at < tiles; at++, parity ^= 1) {
-      const int64_t start = lane.start(at);
-      const int left = lane.active ? (j.length - start < kOneSteps ? int(j.length - start) : kOneSteps) : 0;
-      numbers.place(tile, low, high, 0, 0);
-      numbers.rest(tile, k, tokens);
+    Pair<X> pairs[kAhead];
+    Token tokens = lane.token(j, k, 0);
+    numbers.ask(pairs, j, k, tokens);
+    read_steps(u, map, lane, tokens);
+    for (int at = 0; at < tiles; at++, parity ^= 1) {
+      const int start = lane.start(at), left = lane.left(j, start);
+      numbers.place(tile, pairs);
+      numbers.rest(tile, j, k, tokens);
       sync_warp();
       float decay[kOneSteps], in[kOneSteps], c[kOneSteps], y[kOneSteps];
-      project_steps(decay, j, lane, tile, m.dt_weight);
+      project_steps(decay, j, lane, tile, m.dt_weight, bias, left);
       float product = 0.f, state = 0.f;
 #pragma unroll
       for (int t = 0; t < kOneSteps; t++) {
-        float step = decay[t] + bias;
-        if (j.softplus) step = softplus(step);
-        if (t >= left) step = 0.f;
+        const float step = decay[t];
         const float2 v = *reinterpret_cast<const float2*>(bc + t * F::pieces * row);
         in[t] = step * u[t] * v.x, c[t] = v.y, y[t] = skip * u[t];
         decay[t] = fast_exp2(step * a2);
@@ -65,11 +64,11 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_forward_kernel(Job j) {
         before = shuffle_from(product, from), reached = shuffle_from(state, from);
         if (lane.piece == 0) before = 1.f, reached = 0.f;
       }
-      const int here = tokens;
+      const Token here = tokens;
       if (at + 1 < tiles) {
         tokens = lane.token(j, k, at + 1);
-        numbers.ask(low, high, k, tokens, 0, 0);
-        lane.read(u, j.u, tokens);
+        numbers.ask(pairs, j, k, tokens);
+        read_steps(u, map, lane, tokens);
       }
       sync_block();
       float h = carry;
@@ -89,28 +88,22 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_forward_kernel(Job j) {
         const bool first = k == 0, last = k == j.directions - 1;
 #pragma unroll
         for (int t = 0; t < kOneSteps; t++) {
-          float& sum = m.sums[F::slot(lane.token_of(here, t)) * F::channels + lane.c];
-          if (t >= left) continue;
-          if (!first) y[t] += sum;
-          if (!last) sum = y[t];
+          float& sum = m.sums[lane.place_of(here, t)];
+          y[t] += first ? 0.f : sum;
+          if (t < left) sum = y[t];
         }
         if (last) {
-          with_type(j.out.type, [&](auto tag) {
-            using X = decltype(tag);
-            X* to = static_cast<X*>(j.out.data) + lane.b * j.out.batch_stride + lane.channel;
 #pragma unroll
-            for (int t = 0; t < kOneSteps; t++) {
-              const int token = lane.token_of(here, t);
-              if (t < left) to[token * j.out.time_stride] = X(y[t]);
-            }
-          });
+          for (int t = 0; t < kOneSteps; t++) {
+            const int token = lane.token_of(here, t);
+            if (t < left) out[token] = X(y[t]);
+          }
         }
       } else {
-        float* to = static_cast<float*>(j.out.data) + lane.b * j.out.batch_stride + lane.channel;
 #pragma unroll
         for (int t = 0; t < kOneSteps; t++) {
-          const int token = lane.token_of(here, t);
-          if (t < left) to[token * j.out.time_stride] = k == 0 ? y[t] : to[token * j.out.time_stride] + y[t];
+          float& to = out[lane.token_of(here, t)];
+          if (t < left) to = k == 0 ? y[t] : to + y[t];
         }
       }
     }
