@@ -318,23 +318,33 @@ static bool prepare_one(const CrossArguments& in, PreparedCross& p) {
   return true;
 }
 
-// The gradient of one direction's dt_weight (D, R): what its step sizes' gradients (B, L, D) come to with the tokens' numbers (B, L, R). Image by image, because
-// one product over all tokens would leave most of a GPU idle.
-static Tensor dt_weight_gradient(const Tensor& delta, const Tensor& tokens) {
-  const Tensor rows = delta.transpose(1, 2);
-  if (delta.is_cuda() && delta.scalar_type() != at::kFloat) return at::bmm(rows, tokens, at::kFloat).sum(0);
-  return at::bmm(rows.to(at::kFloat), tokens.to(at::kFloat)).sum(0);
+// Gradients of dt_weight (K, D, numbers), of which the ranks' are wanted: what step sizes' gradients (B, L, K, D) come to with the tokens' numbers
+// (B, L, K, numbers). One product of all directions with all, of which the diagonal is taken, in as many parts of the batch as fill a GPU; the parts are
+// added in order.
+static Tensor dt_weight_gradients(const Tensor& delta, const Tensor& tokens) {
+  const int64_t batch = delta.size(0), length = delta.size(1), directions = delta.size(2), channels = delta.size(3), numbers = tokens.size(3);
+  const int64_t tiles = (directions * channels + 127) / 128 * ((directions * numbers + 63) / 64);
+  int64_t parts = batch;
+  while (parts > 1 && (batch % parts != 0 || parts * tiles > 2 * multiprocessors())) parts--;
+  Tensor left = delta.reshape({parts, batch / parts * length, directions * channels}).transpose(1, 2);
+  Tensor right = tokens.reshape({parts, batch / parts * length, directions * numbers});
+  Tensor all;
+  if (delta.is_cuda() && delta.scalar_type() != at::kFloat) {
+    all = at::bmm(left, right, at::kFloat);
+  } else {
+    all = at::bmm(left.to(at::kFloat), right.to(at::kFloat));
+  }
+  return (parts > 1 ? all.sum(0) : all[0]).view({directions, channels, directions, numbers}).diagonal(0, 0, 2).permute({2, 0, 1});
 }
-static CrossGradients gradients(const CrossArguments& in, const Job& j, const Tensor& u, const Tensor& weights, const Tensor& dt_weight, const Tensor& parts_a,
-                                const Tensor& parts_d, const Tensor& parts_bias) {
-  constexpr int64_t sums[] = {0, 2};  // over the batch and over time
+static CrossGradients gradients(const CrossArguments& in, const Tensor& u, const Tensor& weights, const Tensor& dt_weight, const Tensor& a, const Tensor& d,
+                                const Tensor& bias) {
   const Tensor none = numbers(in.u, {0});
   return {u.to(in.u.scalar_type()),
           weights.to(in.weights.scalar_type()),
-          dt_weight.to(in.dt_weight.scalar_type()),
-          parts_a.sum(sums).to(in.a.scalar_type()),
-          given(in.d) ? parts_d.sum(sums).to(in.d->scalar_type()) : none,
-          given(in.delta_bias) ? parts_bias.sum(sums).to(in.delta_bias->scalar_type()) : none};
+          dt_weight.to(in.dt_weight.scalar_type()).contiguous(),
+          a.to(in.a.scalar_type()),
+          given(in.d) ? d.to(in.d->scalar_type()) : none,
+          given(in.delta_bias) ? bias.to(in.delta_bias->scalar_type()) : none};
 }
 // One state: a single launch, then what its step sizes' gradients are made into.
 static std::optional<CrossGradients> backward_of_one(const Tensor& dy, const CrossArguments& in, PreparedCross& p) {
@@ -348,12 +358,10 @@ static std::optional<CrossGradients> backward_of_one(const Tensor& dy, const Cro
     Tensor grad_u = at::empty(in.u.sizes(), in.u.options().dtype(F::resident ? kind : at::kFloat));
     Tensor grad_delta = at::empty({j.batch, j.length, j.directions, j.channels}, p.u.options());
     Tensor grad_weights = at::empty({j.batch, j.length, j.directions, j.rank + 2}, p.u.options());
-    Tensor parts_a = numbers(in.u, {j.batch, j.directions, 1, j.channels, 1});
-    Tensor parts_d = numbers(in.u, {j.batch, j.directions, 1, j.channels}), parts_bias = at::empty_like(parts_d);
-    Tensor partial = numbers(in.u, {j.directions, blocks, j.length, 2});
+    Tensor parts = numbers(in.u, {3, j.batch, j.directions, j.channels}), partial = numbers(in.u, {j.directions, blocks, j.length, 2});
     j.grad_out = tokens_of(given_dy), j.grad_u = tokens_of(grad_u);
     j.grad_delta = {grad_delta.data_ptr(), scalar(grad_delta), grad_delta.stride(0), 1, grad_delta.stride(1)};
-    j.grad_a = data(parts_a), j.grad_d = data(parts_d), j.grad_bias = data(parts_bias), j.partial = data(partial);
+    j.grad_a = data(parts), j.grad_d = j.grad_a + parts.stride(0), j.grad_bias = j.grad_d + parts.stride(0), j.partial = data(partial);
     launch(one_backward_kernel<F, decltype(element)>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 4), j);
     // Products of all of a token's numbers, which are an even count as a rule; those of B and C are zero, and overwritten.
     Tensor of_numbers = at::zeros({j.directions, j.channels, j.rank + 2}, p.u.options());
@@ -364,16 +372,10 @@ static std::optional<CrossGradients> backward_of_one(const Tensor& dy, const Cro
     const Sequence to{of_b.data_ptr(), scalar(of_b), of_b.stride(0), 1, of_b.stride(1)};
     const OneMergeJob m{j.batch, j.directions, blocks / j.batch, j.length, data(partial), j.orders, to, of_b.stride(2)};
     launch(one_merge_kernel, blocks_of(m.batch * m.directions * m.length), 128, 0, m);
-    Tensor grad_dt_weight = numbers(in.u, {j.directions, j.channels, j.rank});
-    for (int64_t k = 0; k < j.directions; k++) {
-      grad_dt_weight.select(0, k).copy_(dt_weight_gradient(grad_delta.select(2, k), p.weights.select(2, k)).slice(1, 0, j.rank));
-    }
-    const int64_t rank = in.dt_weight.size(2);
-    if (rank < j.rank) {
-      grad_weights = at::cat({grad_weights.slice(3, 0, rank), grad_weights.slice(3, j.rank)}, 3);
-      grad_dt_weight = grad_dt_weight.slice(2, 0, rank);
-    }
-    result = gradients(in, j, grad_u, grad_weights, grad_dt_weight, parts_a, parts_d, parts_bias);
+    Tensor grad_dt_weight = dt_weight_gradients(grad_delta, p.weights).slice(2, 0, in.dt_weight.size(2));
+    if (in.dt_weight.size(2) < j.rank) grad_weights = at::cat({grad_weights.slice(3, 0, j.rank - 1), grad_weights.slice(3, j.rank)}, 3);
+    const Tensor sums = parts.sum(1);
+    result = gradients(in, grad_u, grad_weights, grad_dt_weight, sums[0].unsqueeze(2), sums[1], sums[2]);
   });
   return result;
 }
@@ -469,9 +471,10 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
       }
       const Tensor flat = grad_delta.view({-1, j.channels});
       grad_weights.select(2, k).slice(2, 0, j.rank).copy_(at::matmul(flat, p.dt_weight.select(0, k).t()).view({j.batch, j.length, j.rank}));
-      grad_dt_weight.select(0, k).copy_(dt_weight_gradient(grad_delta, tokens.select(2, k)));
+      grad_dt_weight.slice(0, k, k + 1).copy_(dt_weight_gradients(grad_delta.unsqueeze(2), tokens.slice(2, k, k + 1).to(at::kFloat)));
     }
-    result = gradients(in, j, grad_u, grad_weights, grad_dt_weight, parts_a, parts_d, parts_bias);
+    constexpr int64_t over[] = {0, 2};  // batch and segments
+    result = gradients(in, grad_u, grad_weights, grad_dt_weight, parts_a.sum(over), parts_d.sum(over), parts_bias.sum(over));
   });
   return result;
 }

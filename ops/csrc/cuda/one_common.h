@@ -87,11 +87,11 @@ struct OneLane {
 template <class X>
 struct Column {
   char* data;
-  int stride;
+  uint32_t stride;
   template <class F>
   __device__ __forceinline__ Column(const Sequence& s, const OneLane<F>& lane, int64_t offset = 0)
-      : data(static_cast<char*>(s.data) + (lane.b * s.batch_stride + offset + lane.channel) * int64_t(sizeof(X))), stride(int(s.time_stride) * int(sizeof(X))) {}
-  __device__ __forceinline__ X& operator[](int token) const { return *reinterpret_cast<X*>(data + int64_t(token) * stride); }
+      : data(static_cast<char*>(s.data) + (lane.b * s.batch_stride + offset + lane.channel) * int64_t(sizeof(X))), stride(uint32_t(s.time_stride) * uint32_t(sizeof(X))) {}
+  __device__ __forceinline__ X& operator[](int token) const { return *reinterpret_cast<X*>(data + uint64_t(uint32_t(token)) * stride); }
 };
 template <class F, class X>
 __device__ __forceinline__ void read_steps(float (&to)[kOneSteps], const Column<X>& from, const OneLane<F>& lane, Token tokens) {
@@ -114,43 +114,55 @@ struct Pair<float> {
   __device__ __forceinline__ float2 value() const { return both; }
 };
 
-// The tokens' numbers, an even count of them, pair by pair from memory into the warp's tile [token][row]. A token's pairs lie in neighbouring lanes.
+// The tokens' numbers, an even count of them, pair by pair from memory into the warp's tile [token][row]. A token's pairs lie in neighbouring lanes, of
+// which some read and write what is wanted nowhere.
 template <class F, class X>
 struct TokenNumbers {
   const char* data;  // of direction 0, the lane's pair
-  int stride, goes, slots, slot, to, place_stride;
-  bool within;
+  uint32_t stride;
+  int goes, slots, slot, to, place_stride;
   __device__ __forceinline__ TokenNumbers(const Job& j, const OneLane<F>& lane) {
     const Sequence& w = j.weights;
-    const int rank = int(j.rank), numbers = rank + 2;
+    const int rank = int(j.rank), numbers = rank + 2, r4 = int(padded_ranks(rank)), row = int(one_row(rank));
     int width = 1;
     while (width < 32 && 2 * width < numbers) width *= 2;
-    int n = lane.lane % width * 2;
-    slots = 32 / width, slot = lane.lane / width;
+    const int n = lane.lane % width * 2;
+    slots = 32 / width, slot = lane.lane / width & (F::tokens - 1);
     goes = F::tokens / slots > 0 ? F::tokens / slots : 1;
-    within = slot < F::tokens && n < numbers;
-    if (n >= numbers) n = 0;  // read, and not stored
-    data = static_cast<const char*>(w.data) + (lane.b * w.batch_stride + n) * int64_t(sizeof(X)), stride = int(w.time_stride) * int(sizeof(X));
-    const int row = int(one_row(rank));
-    to = slot * row + (n < rank ? n : int(padded_ranks(rank)) + n - rank), place_stride = slots * row;
+    data = static_cast<const char*>(w.data) + (lane.b * w.batch_stride + (n < numbers ? n : 0)) * int64_t(sizeof(X));
+    stride = uint32_t(w.time_stride) * uint32_t(sizeof(X));
+    to = slot * row + (n < rank ? n : n < numbers ? r4 + n - rank : r4 + 2), place_stride = slots * row;
   }
-  __device__ __forceinline__ void ask(Pair<X> (&pairs)[kAhead], const Job& j, int64_t k, Token tokens, int go0 = 0) const {
+  // Calls `body(count)` with how many of the goes from `first` are carried out together, known when compiled.
+  template <class Body>
+  __device__ __forceinline__ void together(int first, const Body& body) const {
+    const int left = goes - first;
+    if (left >= 8) {
+      body(std::integral_constant<int, 8>());
+    } else if (left == 4) {
+      body(std::integral_constant<int, 4>());
+    } else if (left == 2) {
+      body(std::integral_constant<int, 2>());
+    } else {
+      body(std::integral_constant<int, 1>());
+    }
+  }
+  __device__ __forceinline__ void ask(Pair<X> (&pairs)[kAhead], const Job& j, int64_t k, Token tokens, int first = 0) const {
     const char* const from = data + k * j.weights_direction * int64_t(sizeof(X));
-    int at = slot + go0 * slots;
+    together(first, [&](auto count) {
 #pragma unroll
-    for (int q = 0; q < kAhead; q++, at += slots) {
-      if (go0 + q >= goes) break;
-      const int token = shuffle_from(tokens.index, at & (F::tokens - 1));
-      pairs[q] = *reinterpret_cast<const Pair<X>*>(from + int64_t(token) * stride);
-    }
+      for (int q = 0; q < decltype(count)::value; q++) {
+        const int token = shuffle_from(tokens.index, slot + (first + q) * slots & (F::tokens - 1));
+        pairs[q] = *reinterpret_cast<const Pair<X>*>(from + uint64_t(uint32_t(token)) * stride);
+      }
+    });
   }
-  __device__ __forceinline__ void place(float* tile, const Pair<X> (&pairs)[kAhead], int go0 = 0) const {
-    float* at = tile + to + go0 * place_stride;
+  __device__ __forceinline__ void place(float* tile, const Pair<X> (&pairs)[kAhead], int first = 0) const {
+    float* const at = tile + to + first * place_stride;
+    together(first, [&](auto count) {
 #pragma unroll
-    for (int q = 0; q < kAhead; q++, at += place_stride) {
-      if (go0 + q >= goes) break;
-      if (within) *reinterpret_cast<float2*>(at) = pairs[q].value();
-    }
+      for (int q = 0; q < decltype(count)::value; q++) *reinterpret_cast<float2*>(at + q * place_stride) = pairs[q].value();
+    });
   }
   // What does not fit into the registers of `ask`.
   __device__ __forceinline__ void rest(float* tile, const Job& j, int64_t k, Token tokens) const {
