@@ -358,20 +358,23 @@ static std::optional<CrossGradients> backward_of_one(const Tensor& dy, const Cro
     Tensor grad_u = at::empty(in.u.sizes(), in.u.options().dtype(F::resident ? kind : at::kFloat));
     Tensor grad_delta = at::empty({j.batch, j.length, j.directions, j.channels}, p.u.options());
     Tensor grad_weights = at::empty({j.batch, j.length, j.directions, j.rank + 2}, p.u.options());
-    Tensor parts = numbers(in.u, {3, j.batch, j.directions, j.channels}), partial = numbers(in.u, {j.directions, blocks, j.length, 2});
+    using X = decltype(element);
+    Tensor parts = numbers(in.u, {3, j.batch, j.directions, j.channels});
+    Tensor shares = at::empty({j.directions, blocks, j.length, int64_t(sizeof(Shares<Share<X>>))}, in.u.options().dtype(at::kByte));
     j.grad_out = tokens_of(given_dy), j.grad_u = tokens_of(grad_u);
     j.grad_delta = {grad_delta.data_ptr(), scalar(grad_delta), grad_delta.stride(0), 1, grad_delta.stride(1)};
-    j.grad_a = data(parts), j.grad_d = j.grad_a + parts.stride(0), j.grad_bias = j.grad_d + parts.stride(0), j.partial = data(partial);
-    launch(one_backward_kernel<F, decltype(element)>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 4), j);
-    // Products of all of a token's numbers, which are an even count as a rule; those of B and C are zero, and overwritten.
+    j.grad_a = data(parts), j.grad_d = j.grad_a + parts.stride(0), j.grad_bias = j.grad_d + parts.stride(0), j.partial = static_cast<float*>(shares.data_ptr());
+    launch(one_backward_kernel<F, X>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 4), j);
+    // Products of all of a token's numbers, which are an even count as a rule; those of B and C are zero, and come from the blocks' shares.
     Tensor of_numbers = at::zeros({j.directions, j.channels, j.rank + 2}, p.u.options());
     of_numbers.slice(2, 0, j.rank).copy_(p.dt_weight.transpose(1, 2));
     Tensor grad_rows = grad_weights.view({-1, j.directions, j.rank + 2}).transpose(0, 1);
     at::bmm_out(grad_rows, grad_delta.view({-1, j.directions, j.channels}).transpose(0, 1), of_numbers);
     const Tensor of_b = grad_weights.slice(3, j.rank);
     const Sequence to{of_b.data_ptr(), scalar(of_b), of_b.stride(0), 1, of_b.stride(1)};
-    const OneMergeJob m{j.batch, j.directions, blocks / j.batch, j.length, data(partial), j.orders, to, of_b.stride(2)};
-    launch(one_merge_kernel, blocks_of(m.batch * m.directions * m.length), 128, 0, m);
+    const OneMergeJob m{j.batch, j.directions, blocks / j.batch, j.length, shares.data_ptr(), j.orders, to, of_b.stride(2)};
+    launch(one_merge_kernel<X>, blocks_of(m.batch * m.directions * m.length), 128, 0, m);
+    shares = Tensor();
     Tensor grad_dt_weight = dt_weight_gradients(grad_delta, p.weights).slice(2, 0, in.dt_weight.size(2));
     if (in.dt_weight.size(2) < j.rank) grad_weights = at::cat({grad_weights.slice(3, 0, j.rank - 1), grad_weights.slice(3, j.rank)}, 3);
     const Tensor sums = parts.sum(1);
@@ -434,7 +437,8 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
   if (auto result = backward_of_one(dy, in, p)) return *result;
   // The gradient of one direction's step sizes stands in memory, token by token; what it is made of are matrix products.
   Tensor grad_u = numbers(in.u, in.u.sizes()), grad_weights = numbers(in.u, in.weights.sizes());
-  Tensor grad_delta = numbers(in.u, {j.batch, j.length, j.channels});
+  const at::ScalarType kind = in.u.scalar_type() == in.weights.scalar_type() ? in.u.scalar_type() : at::kFloat;
+  Tensor grad_delta = at::empty({j.batch, j.length, j.channels}, in.u.options().dtype(kind));
   Tensor grad_dt_weight = numbers(in.u, {j.directions, j.channels, j.rank});
   j.grad_out = tokens_of(dy), j.grad_u = tokens_of(grad_u), j.grad_delta = tokens_of(grad_delta);
   CrossGradients result;
@@ -470,8 +474,8 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
         launch(merge_kernel, blocks_of(m.batch * m.length * m.states), 128, 0, m);
       }
       const Tensor flat = grad_delta.view({-1, j.channels});
-      grad_weights.select(2, k).slice(2, 0, j.rank).copy_(at::matmul(flat, p.dt_weight.select(0, k).t()).view({j.batch, j.length, j.rank}));
-      grad_dt_weight.slice(0, k, k + 1).copy_(dt_weight_gradients(grad_delta.unsqueeze(2), tokens.slice(2, k, k + 1).to(at::kFloat)));
+      grad_weights.select(2, k).slice(2, 0, j.rank).copy_(at::matmul(flat, p.dt_weight.select(0, k).t().to(kind)).view({j.batch, j.length, j.rank}));
+      grad_dt_weight.slice(0, k, k + 1).copy_(dt_weight_gradients(grad_delta.unsqueeze(2), tokens.slice(2, k, k + 1).to(kind)));
     }
     constexpr int64_t over[] = {0, 2};  // batch and segments
     result = gradients(in, grad_u, grad_weights, grad_dt_weight, parts_a.sum(over), parts_d.sum(over), parts_bias.sum(over));

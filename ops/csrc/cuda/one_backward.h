@@ -22,6 +22,14 @@ __device__ __forceinline__ float2 sum_piece(float (&b)[8], float (&c)[8], int la
   return {b[0], c[0]};
 }
 
+// A block's shares of the gradients of B and C, which many blocks' make: in bfloat16 where the sum will be.
+template <class X>
+using Share = std::conditional_t<std::is_same_v<X, c10::BFloat16>, c10::BFloat16, float>;
+template <class S>
+struct alignas(2 * sizeof(S)) Shares {
+  S b, c;
+};
+
 // `j.grad_u` is of the map's type where sums stand in shared memory, else float32. `j.grad_delta`: (batch, channel, token) of direction 0.
 template <class F, class X>
 __global__ void __launch_bounds__(kOneThreads, 2) one_backward_kernel(Job j) {
@@ -47,7 +55,7 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_backward_kernel(Job j) {
     const float a = j.a[of_channel], a2 = a * kLog2e;
     const float skip = j.d != nullptr ? j.d[of_channel] : 0.f, bias = j.bias != nullptr ? j.bias[of_channel] : 0.f;
     float carry = 0.f, da = 0.f, dd = 0.f, dbias = 0.f;
-    float* const partial = j.partial + ((k * j.batch + lane.b) * blocks + lane.block) * j.length * 2;
+    Shares<Share<X>>* const shares = reinterpret_cast<Shares<Share<X>>*>(j.partial) + ((k * j.batch + lane.b) * blocks + lane.block) * j.length;
     const Column<X> grad_delta(j.grad_delta, lane, k * j.channels);
     for (int at = tiles; at-- > 0; parity ^= 1) {
       const int start = lane.start(at), left = lane.left(j, start);
@@ -148,7 +156,7 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_backward_kernel(Job j) {
       for (int t = 0; t < kOneSteps; t++) dbias += t < left ? dstep[t] : 0.f;
       const float2 sums = sum_piece<F::channels>(db, dc, lane.lane);
       const int told_step = start + lane.lane % 8;
-      if (lane.c < 8 && told_step < j.length) *reinterpret_cast<float2*>(partial + told_step * 2) = sums;
+      if (lane.c < 8 && told_step < j.length) shares[told_step] = {Share<X>(sums.x), Share<X>(sums.y)};
 #pragma unroll
       for (int t = 0; t < kOneSteps; t++) {
         const int token = lane.token_of(tokens, t);
@@ -196,30 +204,28 @@ __global__ void __launch_bounds__(kOneThreads, 2) one_backward_kernel(Job j) {
 // Gradients of the tokens' B and C: sums over blocks of channels, in order, to where the token lies.
 struct OneMergeJob {
   int64_t batch, directions, blocks, length;
-  const float* partial;  // (K, batch, block, step, 2)
+  const void* shares;  // (K, batch, block, step)
   const int32_t* orders;
   Sequence to;  // (batch, number, token) of B of direction 0
   int64_t direction_stride;
 };
+template <class X>
 __global__ void one_merge_kernel(OneMergeJob j) {
   const int64_t i = block_index() * 128 + thread_index();
   if (i >= j.batch * j.directions * j.length) return;
   const int64_t t = i % j.length, b = i / j.length % j.batch, k = i / j.length / j.batch;
-  const float2* from = reinterpret_cast<const float2*>(j.partial) + (k * j.batch + b) * j.blocks * j.length + t;
+  const auto* from = static_cast<const Shares<Share<X>>*>(j.shares) + (k * j.batch + b) * j.blocks * j.length + t;
   float2 sum{0.f, 0.f};
 #pragma unroll 4
   for (int64_t block = 0; block < j.blocks; block++) {
-    const float2 v = from[block * j.length];
-    sum.x += v.x, sum.y += v.y;
+    const Shares<Share<X>> v = from[block * j.length];
+    sum.x += float(v.b), sum.y += float(v.c);
   }
   int64_t token = j.orders[k * j.length + t];
   token = token < 0 ? 0 : token >= j.length ? j.length - 1 : token;
   const int64_t at = b * j.to.batch_stride + k * j.direction_stride + token * j.to.time_stride;
-  with_type(j.to.type, [&](auto tag) {
-    using X = decltype(tag);
-    X* to = static_cast<X*>(j.to.data) + at;
-    to[0] = X(sum.x), to[j.to.row_stride] = X(sum.y);
-  });
+  X* to = static_cast<X*>(j.to.data) + at;
+  to[0] = X(sum.x), to[j.to.row_stride] = X(sum.y);
 }
 
 }  // namespace vision_mamba
