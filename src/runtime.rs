@@ -1,7 +1,6 @@
 //! The machine: device, threads, seeds, signals.
 
-use std::ffi::{c_int, c_uint, OsStr};
-use std::path::Path;
+use std::ffi::{c_int, c_uint};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{bail, Context, Result};
 use serde::Serialize;
 use tch::{Cuda, Device};
+use vision_mamba_ops::{open_libtorch_cuda, NoCuda};
 
 use crate::cli::printer::Printer;
 
@@ -79,13 +79,10 @@ impl CudaStatus {
 pub fn cuda_status() -> &'static CudaStatus {
     static STATUS: OnceLock<CudaStatus> = OnceLock::new();
     STATUS.get_or_init(|| {
-        let driver = Path::new("/proc/driver/nvidia/version").exists()
-            || open_global("libcuda.so.1").is_ok();
-        if !driver {
-            return CudaStatus::NoDriver;
-        }
-        if let Err(reason) = open_global("libtorch_cuda.so") {
-            return CudaStatus::NoLibrary { reason };
+        match open_libtorch_cuda() {
+            Ok(()) => {}
+            Err(NoCuda::Driver) => return CudaStatus::NoDriver,
+            Err(NoCuda::Library(reason)) => return CudaStatus::NoLibrary { reason },
         }
         match Cuda::device_count() {
             n if n > 0 && Cuda::is_available() => CudaStatus::Ready { devices: n },
@@ -115,21 +112,6 @@ pub fn cuda_capability(index: usize) -> Option<(i32, i32)> {
             && attribute(&mut major, MAJOR, device) == 0
             && attribute(&mut minor, MINOR, device) == 0;
         done.then_some((major, minor))
-    }
-}
-
-/// Opens a shared library with its symbols visible to all and keeps it open.
-fn open_global(name: &str) -> Result<(), String> {
-    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: both libraries that are opened here are made to be loaded at run time; their initialisers only register.
-    #[allow(unsafe_code)]
-    let library = unsafe { Library::open(Some(OsStr::new(name)), RTLD_NOW | RTLD_GLOBAL) };
-    match library {
-        Ok(library) => {
-            std::mem::forget(library);
-            Ok(())
-        }
-        Err(error) => Err(error.to_string()),
     }
 }
 

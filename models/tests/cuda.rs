@@ -6,11 +6,12 @@
 use tch::{no_grad, Cuda, Device, Kind, Tensor};
 use vision_mamba_models::describe::takeable_size;
 use vision_mamba_models::{build, outline, preset, presets, Built};
-use vision_mamba_ops::cuda_status;
+use vision_mamba_ops::{cuda_status, open_libtorch_cuda};
 
 const GPU: Device = Device::Cuda(0);
 
 fn need_a_gpu() {
+    assert_eq!(open_libtorch_cuda(), Ok(()));
     assert!(Cuda::is_available(), "there is no GPU");
     let _ = Tensor::zeros([1], (Kind::Float, GPU));
     assert!(cuda_status().is_ready(), "{}", cuda_status());

@@ -79,6 +79,41 @@ impl fmt::Display for CudaLibraryStatus {
     }
 }
 
+/// Why libtorch's own CUDA half is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoCuda {
+    /// This machine has no NVIDIA driver.
+    Driver,
+    /// There is a driver, but this libtorch has no CUDA half, or it cannot be loaded: the loader's words.
+    Library(String),
+}
+
+/// Loads libtorch's CUDA half where a driver is. A binary that is linked with libtorch's CPU half alone calls this before anything asks about
+/// CUDA: libtorch keeps its first answer.
+pub fn open_libtorch_cuda() -> Result<(), NoCuda> {
+    let driver =
+        Path::new("/proc/driver/nvidia/version").exists() || open_global("libcuda.so.1").is_ok();
+    if !driver {
+        return Err(NoCuda::Driver);
+    }
+    open_global("libtorch_cuda.so").map_err(NoCuda::Library)
+}
+
+/// Opens a shared library with its symbols visible to all and keeps it open.
+fn open_global(name: &str) -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: both libraries that are opened here are made to be loaded at run time; their initialisers only register.
+    #[allow(unsafe_code)]
+    let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) };
+    match library {
+        Ok(library) => {
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// The outcome of loading the CUDA half, which the first call brings about. The file needs libtorch's own CUDA half: call this only where that is loaded,
 /// which it is as soon as there is a tensor on a GPU.
 pub fn cuda_status() -> &'static CudaLibraryStatus {

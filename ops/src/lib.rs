@@ -22,7 +22,7 @@ pub mod recompute;
 pub mod reference;
 pub mod update;
 
-pub use cuda::{cuda_status, CudaLibraryStatus, CUDA_LIBRARY_FILE};
+pub use cuda::{cuda_status, open_libtorch_cuda, CudaLibraryStatus, NoCuda, CUDA_LIBRARY_FILE};
 pub use error::OpsError;
 pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE, LIBTORCH_VERSION};
 pub use meter::{Cost, Meter};

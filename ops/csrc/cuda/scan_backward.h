@@ -217,6 +217,8 @@ __global__ void __launch_bounds__(F::threads) scan_backward_kernel(Job j) {
         // The derivative of the softplus, from its value.
         if (j.softplus) ddt *= softplus_slope(v.x);
         dd = fmaf(dy, v.y, dd), dbias += t < steps ? ddt : 0.f;
+        // All parts of the channel have read what the first one overwrites.
+        if constexpr (F::P > 1) sync_warp();
         if (lane.part == 0) m.step(t, lane.c) = float2{ddt, fmaf(skip, dy, v.x * dx)};
         int which;
         bool mine;
