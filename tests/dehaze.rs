@@ -504,12 +504,28 @@ fn the_weights_that_ship_beat_the_prior() {
         by_network > by_prior + 1.0,
         "{by_network} dB, the prior {by_prior}"
     );
-    let (input, kept) = (dir.path().join("clear.png"), dir.path().join("kept.png"));
-    clear.save(&input).unwrap();
-    run(&["dehaze", arg(&input), "-o", arg(&kept)]).expect_success();
-    let kept = image::open(kept).unwrap().to_rgb8();
-    let left = psnr(&kept, &clear, Channels::Rgb, 0).unwrap();
-    assert!(left > 30.0, "without haze {left} dB are left");
+}
+
+/// Without haze it stays as it is, to the last pixel, and that is said; `--thin-haze` looks for the rest of it.
+#[test]
+fn a_picture_without_haze_is_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("clear.png");
+    let clear = image::open("tests/photographs/grace_hopper.jpg").unwrap();
+    clear.to_rgb8().save(&input).unwrap();
+    let dehaze = |name: &str, more: &[&str]| {
+        let output = dir.path().join(name);
+        let command = ["dehaze", arg(&input), "-o", arg(&output)];
+        let told = run(&[&command, more].concat()).expect_success().stderr;
+        (image::open(output).unwrap().to_rgb8(), told)
+    };
+    let (left, told) = dehaze("left.png", &[]);
+    assert!(left == clear.to_rgb8());
+    assert!(told.contains("--thin-haze"), "{told}");
+    let (changed, told) = dehaze("changed.png", &["--thin-haze"]);
+    let likeness = psnr(&changed, &clear.to_rgb8(), Channels::Rgb, 0).unwrap();
+    assert!((30.0..100.0).contains(&likeness), "{likeness} dB");
+    assert!(!told.contains("--thin-haze"), "{told}");
 }
 
 #[test]

@@ -98,6 +98,41 @@ fn formulas(x: &Tensor) {
     assert!(apart(&most, &(x * 0.0 + 1.0 + 3.7f64.sinh() * (1.0 - air))) < 1e-4);
 }
 
+/// An optical depth of ln(1 + sinh m) everywhere, left alone, cleared in part and wholly; in training always wholly.
+#[test]
+fn thin_haze_is_left_alone() {
+    let net = tiny(&[("head", "scattering"), ("thin_haze", "[0.3,0.5]")]);
+    no_grad(|| {
+        for name in ["pooled.fc2.weight", "pooled.fc2.bias"] {
+            let _ = net.params.get(name).unwrap().shallow_clone().zero_();
+        }
+    });
+    let air = 1.0 / (1.0 + (-1.7f64).exp());
+    for (h, w) in [(16, 24), (90, 140)] {
+        let x = image(h, w);
+        for (map, share) in [(0.2f32, Some(0.0)), (0.5, None), (1.0, Some(1.0))] {
+            set(&net, "head.bias", &[map; 4]);
+            let gain = f64::from(map).sinh();
+            let t = (gain.ln_1p() - 0.3) / 0.2;
+            let share = share.unwrap_or(t * t * (3.0 - 2.0 * t));
+            let cleared = |share: f64| &x + share * gain * (&x - air);
+            let err = apart(&run(&net, &x), &cleared(share));
+            assert!(err < 1e-5, "{map}: {err}");
+            let trained = no_grad(|| net.net.forward(&x, true).unwrap().remove(0));
+            let err = apart(&trained, &cleared(1.0));
+            assert!(err < 1e-5, "{map} in training: {err}");
+        }
+    }
+    for wrong in [
+        [("head", "scattering"), ("thin_haze", "[0.5,0.3]")],
+        [("head", "curve"), ("thin_haze", "[0.3,0.5]")],
+    ] {
+        let spec = preset("uvmlite_tiny").unwrap();
+        let error = spec.with_overrides(&wrong).unwrap_err().to_string();
+        assert!(error.contains("thin_haze"), "{error}");
+    }
+}
+
 #[test]
 fn any_size_looked_at_whole_or_reduced() {
     let with_evidence = [("head", "scattering"), ("evidence", "dark_channel")];

@@ -419,7 +419,7 @@ fn method(args: &DehazeArgs, global: &Global) -> Result<Method> {
     let net = match (&args.run, &args.weights) {
         (Some(run), _) => Dehazer::of_run(run, args.checkpoint, device)?,
         (None, Some(file)) => Dehazer::of_weights(file, device)?,
-        (None, None) => Dehazer::default_weights(device)?,
+        (None, None) => Dehazer::default_weights(device, args.thin_haze)?,
     };
     Ok(Method::Network(Box::new(Clearing::new(net)?)))
 }
@@ -476,6 +476,12 @@ impl Work<'_> {
         let start = Instant::now();
         let hazy = self.read(&job.source)?;
         let clear = self.clear(&hazy)?;
+        if self.spares_thin_haze() && clear.samples == hazy.samples {
+            self.printer.message(&format!(
+                "{}: hardly any haze is seen, so it is left as it is; --thin-haze clears it all the same",
+                job.name
+            ));
+        }
         let (path, format) = match &job.target {
             Target::File(path, format) => (Some(path), *format),
             Target::Stdout(format) => (None, format.unwrap_or(hazy.format)),
@@ -563,6 +569,12 @@ impl Work<'_> {
         );
         ensure!(!bytes.is_empty(), "is empty");
         Ok(photo::read(&bytes, most)?)
+    }
+
+    /// Whether the weights that ship are at work, and leave a picture of hardly any haze alone.
+    fn spares_thin_haze(&self) -> bool {
+        let shipped = self.args.run.is_none() && self.args.weights.is_none();
+        shipped && !self.args.thin_haze && matches!(self.method, Method::Network(_))
     }
 
     fn clear(&mut self, hazy: &Photo) -> Result<Photo> {

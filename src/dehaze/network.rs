@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
 use tch::{no_grad, Device, Kind, Tensor};
-use vision_mamba_models::weights::shipped::{Shipped, DEHAZE};
+use vision_mamba_models::weights::shipped::{Shipped, DEHAZE, DEHAZE_THIN};
 use vision_mamba_models::{build, weights, Built, ModelError, NetworkSpec, ParamStore, Task};
 use vision_mamba_ops::Meter;
 
@@ -45,12 +45,15 @@ pub struct Cost {
 }
 
 impl Dehazer {
-    /// The network that is used when none is named.
-    pub fn default_weights(device: Device) -> Result<Self> {
+    /// The network that is used when none is named. Pictures with hardly any haze are left as they are, unless `thin_haze` is to be cleared too.
+    pub fn default_weights(device: Device, thin_haze: bool) -> Result<Self> {
         let Shipped { name, content, .. } = DEHAZE;
         let name = Path::new(name);
         let metadata = weights::read_metadata_from(name, content)?;
-        let spec = spec_of(name, &metadata)?;
+        let mut spec = spec_of(name, &metadata)?;
+        if let NetworkSpec::Uvmlite(config) = &mut spec {
+            config.thin_haze = (!thin_haze).then_some(DEHAZE_THIN);
+        }
         Self::load(spec, name, device, |params| {
             weights::load_strict_from(name, content, params)
         })

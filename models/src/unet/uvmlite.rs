@@ -89,6 +89,10 @@ pub struct UvmLiteConfig {
     /// What the network sees beside the picture.
     #[serde(default)]
     pub evidence: Evidence,
+    /// Scattering head, not in training: mean optical depth of a picture, -ln t, up to which it is left as it is and from which it is cleared wholly,
+    /// for networks that never learned thin haze and take things that are pale themselves for it.
+    #[serde(default)]
+    pub thin_haze: Option<[f64; 2]>,
 }
 
 impl UvmLiteConfig {
@@ -105,6 +109,16 @@ impl UvmLiteConfig {
             if !(least..=LARGEST).contains(&size) {
                 let message = format!("{size}, expected {least} to {LARGEST}");
                 return Err(ModelError::config(field, message));
+            }
+        }
+        if let Some([least, whole]) = self.thin_haze {
+            if !(least < whole && whole.is_finite()) {
+                let message = format!("{least} and {whole}, expected a lower and a higher number");
+                return Err(ModelError::config("thin_haze", message));
+            }
+            if self.head != Head::Scattering {
+                let message = "only the scattering head gives an optical depth";
+                return Err(ModelError::config("thin_haze", message));
             }
         }
         check_channels(
@@ -351,12 +365,26 @@ impl UvmLite {
         Ok((maps, whole.narrow(1, channels, self.config.globals())))
     }
 
+    /// Of each picture (B, 1, 1, 1), how much of the change is made: nothing where there is little haze, all where there is enough.
+    fn share(&self, maps: &Tensor) -> Option<Tensor> {
+        let [least, whole] = self.config.thin_haze?;
+        // 1/t = 1 + g; where a picture is darkened, g is below zero
+        let depth = gain(maps).clamp_min(-0.9).log1p();
+        let mean = depth.mean_dim([1i64, 2, 3].as_slice(), true, None::<Kind>);
+        let t = ((mean - least) / (whole - least)).clamp(0.0, 1.0);
+        Some(&t * &t * (3.0 - 2.0 * &t))
+    }
+
     /// The clear picture.
-    fn apply(&self, x: &Tensor, maps: &Tensor, globals: &Tensor) -> Tensor {
+    fn apply(&self, x: &Tensor, maps: &Tensor, globals: &Tensor, share: Option<Tensor>) -> Tensor {
         match self.config.head {
             Head::Residual => x + maps,
             Head::Scattering => {
-                let gain = maps.clamp(-MOST_GAIN, MOST_GAIN).sinh();
+                let gain = gain(maps);
+                let gain = match share {
+                    Some(share) => gain * share,
+                    None => gain,
+                };
                 x + gain * (x - (globals + FIRST_AIR).sigmoid())
             }
             Head::Curve => maps
@@ -366,6 +394,11 @@ impl UvmLite {
                 .fold(x.shallow_clone(), |y, a| &y + a * &y * (1.0 - &y)),
         }
     }
+}
+
+/// g = 1/t - 1 out of what the network gives for it.
+fn gain(maps: &Tensor) -> Tensor {
+    maps.clamp(-MOST_GAIN, MOST_GAIN).sinh()
 }
 
 /// Enlarges `maps` of the reduced picture `small` to the size of the picture `x`, along the edges of its grey: the filter's linear functions
@@ -403,15 +436,17 @@ impl Network for UvmLite {
         let _alone = small_enough(x).then(Alone::new);
         if working == [h, w] {
             let (maps, globals) = self.look(x)?;
-            return Ok(vec![self.apply(x, &maps, &globals)]);
+            let share = if train { None } else { self.share(&maps) };
+            return Ok(vec![self.apply(x, &maps, &globals, share)]);
         }
         let small = x.f_adaptive_avg_pool2d(working)?;
         let (maps, globals) = {
             let _alone = small_enough(&small).then(Alone::new);
             self.look(&small)?
         };
+        let share = if train { None } else { self.share(&maps) };
         let maps = enlarge(&maps, &small, x)?;
-        Ok(vec![self.apply(x, &maps, &globals)])
+        Ok(vec![self.apply(x, &maps, &globals, share)])
     }
 
     fn divisor(&self) -> Vec<i64> {

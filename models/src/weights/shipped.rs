@@ -13,6 +13,10 @@ pub struct Shipped {
     pub content: &'static [u8],
 }
 
+/// `thin_haze` for [`DEHAZE`]. Of 241 clear photographs that it was not scored on, the one that it takes to be haziest has a mean optical depth of 0.33, the next
+/// 0.29; of 96 hazy ones the least has 0.42.
+pub const DEHAZE_THIN: [f64; 2] = [0.3, 0.42];
+
 /// For `dehaze`.
 pub const DEHAZE: Shipped = Shipped {
     name: "uvmlite_dehaze.safetensors",

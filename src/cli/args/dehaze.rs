@@ -104,6 +104,10 @@ pub struct DehazeArgs {
     /// Which weights of the run to use [default: final, else best, else latest]
     #[arg(long, value_enum, requires = "run")]
     pub checkpoint: Option<CheckpointChoice>,
+    /// With the weights that ship: clear thin haze too. Without this a picture of hardly any haze is left as it is, because things that are pale
+    /// themselves look alike
+    #[arg(long, conflicts_with_all = ["run", "weights"])]
+    pub thin_haze: bool,
     /// Format to write [default: by the output's ending, in a folder by the picture's]
     #[arg(long, value_enum)]
     pub format: Option<FormatChoice>,

@@ -14,7 +14,7 @@ use vision_mamba_datasets::parallel::for_each_in_order;
 use vision_mamba_datasets::restoration::pairs::{Pair, Pairing};
 use vision_mamba_datasets::restoration::pictures::read_pair;
 use vision_mamba_datasets::{atomically, io::read_rgb};
-use vision_mamba_models::weights::shipped::DEHAZE;
+use vision_mamba_models::weights::shipped::{DEHAZE, DEHAZE_THIN};
 
 use super::{jpeg, Part, Scored, Scorer, Shown};
 use crate::benchmark::members::{Entrant, Source};
@@ -190,7 +190,8 @@ impl<'a> Pictures<'a> {
             }
             Source::Method(DehazeMethod::Network) => {
                 DEHAZE.content.hash(&mut hasher);
-                let net = Dehazer::default_weights(self.device)?;
+                DEHAZE_THIN.map(f64::to_bits).hash(&mut hasher);
+                let net = Dehazer::default_weights(self.device, false)?;
                 Method::Network(Box::new(Clearing::new(net)?))
             }
             Source::Method(DehazeMethod::Dcp) => Method::Prior(dark_channel::Options::default()),
