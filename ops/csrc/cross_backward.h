@@ -73,6 +73,7 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
   tile.h = scratch.take<T>((tile_size + V) * kBackStates<T>);
   T* weights = scratch.take<T>(row.tile());
   for (int64_t i = 0; i < row.tile(); i++) weights[i] = T(0);
+  const StepRows<T> step_rows(weights, row);
   T *a = scratch.take<T>(state_size), *carry = scratch.take<T>(state_size), *ga = scratch.take<T>(state_size);
   T *dt_weight = scratch.take<T>(rank_size), *gw = scratch.take<T>(rank_size);
   T *gd = scratch.take<T>(blocks * V), *gbias = scratch.take<T>(blocks * V);
@@ -112,7 +113,7 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
           const T* w = dt_weight + k * row.rank * V;
           const vec<T> bias = channel_values<T>(scan.delta_bias, direction * channels + channel, rows);
           const vec<T> skip = channel_values<T>(scan.d, direction * channels + channel, rows);
-          project_steps<T>(tile.dt, tile.slope, weights, row, w, cross.rank, bias, scan.softplus, steps);
+          project_steps<T>(tile.dt, tile.slope, step_rows, w, cross.rank, bias, scan.softplus, steps);
           const int64_t from = task.batch * scan.u.batch_stride + direction * cross.u_direction + channel;
           load_tokens<T>(tile.u, scan.u, from, order, rows, steps, ahead);
           load_tokens<T>(tile.dy, f.grad_out, task.batch * f.grad_out.batch_stride + channel, order, rows, steps, ahead);

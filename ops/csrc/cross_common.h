@@ -73,6 +73,31 @@ static void load_weight_rows(T* tile, const WeightRow<T>& row, const Cross& cros
   }
 }
 
+// Where the weights of a chunk's steps are read from: a row for each step, and as many more as `project_steps` reads without need.
+template <class T>
+struct StepRows {
+  const T* at[kChunk + 8];
+  // Of a tile.
+  StepRows(const T* tile, const WeightRow<T>& row) {
+    for (int64_t t = 0; t < kChunk; t++) at[t] = tile + t * row.size;
+    for (int64_t t = kChunk; t < kChunk + 8; t++) at[t] = tile;
+  }
+  // The tokens' own rows, for `steps` steps from `t0`, where they hold numbers of the computing type in the order of the tile's.
+  void tokens(const Cross& cross, int64_t batch, int64_t direction, int64_t t0, int64_t steps, int64_t ahead) {
+    const T* p = (const T*)cross.weights.data + batch * cross.weights.batch_stride + direction * cross.weights_direction;
+    const int32_t* order = cross.orders + direction * cross.scan.length + t0;
+    const int64_t bytes = (cross.rank + 2 * cross.scan.states) * int64_t(sizeof(T));
+    for (int64_t t = 0; t < steps; t++) {
+      const char* later = (const char*)(p + order[t + ahead] * cross.weights.time_stride);
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(later + i);
+      at[t] = p + order[t] * cross.weights.time_stride;
+    }
+    for (int64_t t = steps; t < steps + 8; t++) at[t] = at[0];
+  }
+};
+template <class T>
+static constexpr Scalar kScalar = sizeof(T) == 4 ? Scalar::f32 : Scalar::f64;
+
 // tile[t][lane] = the channels of the token that step t comes to. `ahead`: how far to fetch, 0 where there is nothing.
 template <class T, class S>
 static void load_tokens_as(T* tile, const S* p, int64_t token, const int32_t* order, int rows, int64_t steps, int64_t ahead) {
@@ -119,24 +144,23 @@ static void load_dt_weight(T* out, const WeightRow<T>& row, const Cross& cross, 
 // Step sizes: dt[t] = softplus(bias + sum over r of weights[t][r] dt_weight[r]); `slope`, if given, is the derivative of the softplus.
 // Writes whole groups of eight steps.
 template <class T>
-static void project_steps(T* dt, T* slope, const T* weights, const WeightRow<T>& row, const T* dt_weight, int64_t rank, vec<T> bias,
-                          bool soft, int64_t steps) {
+static void project_steps(T* dt, T* slope, const StepRows<T>& weights, const T* dt_weight, int64_t rank, vec<T> bias, bool soft,
+                          int64_t steps) {
   constexpr int V = kLanes<T>;
   constexpr int some = V >= 8 ? 8 : 4;  // a processor with short vectors has few registers
   for (int64_t t = 0; t < steps; t += some) {
     vec<T> sum[some];
     for (int i = 0; i < some; i++) sum[i] = bias;
-    const T* w = weights + t * row.size;
+    const T* const* w = weights.at + t;
     for (int64_t r = 0; r < rank; r++) {
       const vec<T> lanes = load(dt_weight + r * V);
 #pragma GCC unroll 8
-      for (int i = 0; i < some; i++) sum[i] += lanes * splat(w[i * row.size + r]);
+      for (int i = 0; i < some; i++) sum[i] += lanes * splat(w[i][r]);
     }
-    for (int i = 0; i < some; i++) {
-      store<T>(dt + (t + i) * V, soft ? softplus<T>(sum[i]) : sum[i]);
-      if (slope != nullptr && soft) store<T>(slope + (t + i) * V, softplus_slope<T>(sum[i]));
-    }
+    for (int i = 0; i < some; i++) store<T>(dt + (t + i) * V, sum[i]);
   }
+  // by itself, so that the numbers of its polynomials stay in registers
+  if (soft) soften<T>(dt, slope, steps);
 }
 
 }  // namespace VM_ISA

@@ -104,22 +104,35 @@ VM_INLINE vec<T> channel_values(const void* from, int64_t channel, int rows) {
   return from == nullptr ? vec<T>{} : load_some<T>((const T*)from + channel, rows);
 }
 
+// Step sizes through softplus; `slope`, if given, is the derivative of that.
+template <class T>
+static void soften(T* dt, T* slope, int64_t steps) {
+  constexpr int V = kLanes<T>;
+  if (slope == nullptr) {
+    for (int64_t t = 0; t < steps; t++) {
+      const vec<T> x = load(dt + t * V);
+      store<T>(dt + t * V, softplus<T>(x, soft_rest<T>(x)));
+    }
+    return;
+  }
+  for (int64_t t = 0; t < steps; t++) {
+    const vec<T> x = load(dt + t * V), e = soft_rest<T>(x);
+    store<T>(dt + t * V, softplus<T>(x, e));
+    store<T>(slope + t * V, softplus_slope<T>(x, e));
+  }
+}
+
 // The step sizes of a block: delta + bias, through softplus if asked for; `slope`, if given, is the derivative of that.
 template <class T>
 static void load_steps(T* dt, T* slope, const Scan& scan, int64_t batch, int64_t channel, int rows, int64_t t0, int64_t steps,
                        int64_t ahead) {
   constexpr int V = kLanes<T>;
   load_tile<T>(dt, V, scan.delta, batch, channel, rows, t0, steps, ahead);
-  const vec<T> bias = channel_values<T>(scan.delta_bias, channel, rows);
-  if (scan.softplus) {
-    for (int64_t t = 0; t < steps; t++) {
-      const vec<T> x = load(dt + t * V) + bias;
-      store<T>(dt + t * V, softplus<T>(x));
-      if (slope != nullptr) store<T>(slope + t * V, softplus_slope<T>(x));
-    }
-  } else if (scan.delta_bias != nullptr) {
+  if (scan.delta_bias != nullptr) {
+    const vec<T> bias = channel_values<T>(scan.delta_bias, channel, rows);
     for (int64_t t = 0; t < steps; t++) store<T>(dt + t * V, load(dt + t * V) + bias);
   }
+  if (scan.softplus) soften<T>(dt, slope, steps);
 }
 
 }  // namespace VM_ISA

@@ -17,7 +17,7 @@ static void advance(int64_t steps, const T* dt, const T* x, T* y, const T* a, co
     vec<T> sum[2] = {load(y + t * V), {}};
 #pragma GCC unroll 16
     for (int n = 0; n < N; n++) {
-      const vec<T> decay = decay_of<T>(d, load(a + n * V));
+      const vec<T> decay = decay_of(d, load(a + n * V));
       const vec<T> bn = VaryingB ? splat(b[t * row + n]) : load(b + n * V);
       const vec<T> cn = VaryingC ? splat(c[t * row + n]) : load(c + n * V);
       h[n] = decay * h[n] + input * bn;
@@ -33,7 +33,7 @@ static vec<T> largest(const T* a, int64_t states) {
   vec<T> most = {};
   for (int64_t n = 0; n < states; n++) {
     const vec<T> size = absv<T>(load(a + n * kLanes<T>));
-    most = size > most ? size : most;
+    most = larger<T>(size, most);
   }
   return most;
 }
@@ -114,7 +114,7 @@ static void scan_forward(const ScanForward& f, int64_t first, int64_t last) {
           store<T>(y + t * V, skip * u);
           const vec<T> d = load(dt + t * V);
           store<T>(x + t * V, d * u);
-          store<T>(dt + t * V, d > limit ? limit : d);
+          store<T>(dt + t * V, smaller<T>(limit, d));
         }
         const T *b = varying_b ? bt : bk + at, *c = varying_c ? ct : ck + at;
         if (varying_b && varying_c) {

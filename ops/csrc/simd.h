@@ -145,24 +145,35 @@ VM_INLINE vec<double> exp2v(vec<double> x) {
 }
 #endif
 
-// 2^(d a), for |d a| up to kDecayRange. Where products are fused, rounding by a large constant takes one operation less than above.
+// 2^(d a), for |d a| up to kDecayRange. Where products are fused, rounding by a large constant takes one operation less than above, and the lowest
+// bits of the rounded number choose a factor from a register, which leaves a shorter polynomial.
 template <class T>
 static constexpr T kDecayRange = T(1e14);  // beyond, the unrounded rest could overflow the polynomial
-template <class T>
-VM_INLINE vec<T> decay_of(vec<T> d, vec<T> a) {
 #if VM_BYTES == 64
-  const T magic = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^23, 1.5 * 2^52
-  const vec<T> k = (d * a + magic) - magic;
-  const vec<T> p = exp2_poly(vec<T>(d * a - k));
-  if constexpr (sizeof(T) == 4) {
-    return _mm512_scalef_ps(p, k);
-  } else {
-    return _mm512_scalef_pd(p, k);
-  }
-#else
-  return exp2v(vec<T>(d * a));
-#endif
+alignas(64) static const float kSixteenths[16] = {  // 2^(i / 16)
+    1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
+    1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.75625216f, 1.83400809f, 1.91520656f};
+VM_INLINE vec<float> decay_of(vec<float> d, vec<float> a) {
+  const float magic = 786432.0f;  // 1.5 * 2^19: its last bit stands for a sixteenth
+  const vec<float> rounded = d * a + magic, k = rounded - magic;
+  const vec<float> r = d * a - k;
+  const vec<float> factor = _mm512_permutexvar_ps((__m512i)rounded, load(kSixteenths));
+  // minimax on [-1/32, 1/32] with constant term 1, as in exp2_poly
+  vec<float> p = 0.0555057377f * r + 0.24023433f;
+  p = p * r + 0.693147182f;
+  return _mm512_scalef_ps(p * (r * factor) + factor, k);  // scales by the whole part of k
 }
+VM_INLINE vec<double> decay_of(vec<double> d, vec<double> a) {
+  const double magic = 6755399441055744.0;  // 1.5 * 2^52
+  const vec<double> k = (d * a + magic) - magic;
+  return _mm512_scalef_pd(exp2_poly(vec<double>(d * a - k)), k);
+}
+#else
+template <class V>
+VM_INLINE V decay_of(V d, V a) {
+  return exp2v(V(d * a));
+}
+#endif
 
 template <class T>
 static constexpr T kLog2e = T(1.4426950408889634074);
@@ -205,13 +216,56 @@ VM_INLINE vec<T> absv(vec<T> x) {
   return (vec<T>)((bits)x & ~sign);
 }
 
-// softplus with the reference's threshold of 20, above which it is the identity; `slope` is its derivative.
+// The smaller and the larger of both; of a NaN in `a`, `b`; a NaN in `b` passes.
 template <class T>
-VM_INLINE vec<T> softplus(vec<T> x) {
-  vec<T> e = expv<T>(-absv<T>(x));
-  vec<T> positive = x < T(0) ? vec<T>{} : x;
-  vec<T> smooth = positive + log1p_unit(e);
-  return x > T(20) ? x : smooth;
+VM_INLINE vec<T> smaller(vec<T> a, vec<T> b) {
+#if VM_BYTES == 64  // the compiler finds two operations for these, and no single one
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_min_ps(a, b);
+  } else {
+    return _mm512_min_pd(a, b);
+  }
+#else
+  return a < b ? a : b;
+#endif
+}
+template <class T>
+VM_INLINE vec<T> larger(vec<T> a, vec<T> b) {
+#if VM_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_max_ps(a, b);
+  } else {
+    return _mm512_max_pd(a, b);
+  }
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// e^-|x|, which softplus and its derivative are made of.
+template <class T>
+VM_INLINE vec<T> soft_rest(vec<T> x) {
+  return expv<T>(-smaller<T>(splat(T(100)), absv<T>(x)));  // infinity too has a rest
+}
+// softplus with the reference's threshold of 20, above which it is the identity, and its derivative; `e` is the rest of x. In float they are
+// so by themselves: e^-20 is lost beside x and beside 1.
+template <class T>
+VM_INLINE vec<T> softplus(vec<T> x, vec<T> e) {
+  const vec<T> smooth = larger<T>(vec<T>{}, x) + log1p_unit(e);
+  if constexpr (sizeof(T) == 4) {
+    return smooth;
+  } else {
+    return x > T(20) ? x : smooth;
+  }
+}
+template <class T>
+VM_INLINE vec<T> softplus_slope(vec<T> x, vec<T> e) {
+  const vec<T> one = splat(T(1)), slope = (x < T(0) ? e : one) / (one + e);
+  if constexpr (sizeof(T) == 4) {
+    return slope;
+  } else {
+    return x > T(20) ? one : slope;
+  }
 }
 // 1 / (1 + exp(-x))
 template <class T>
@@ -220,10 +274,6 @@ VM_INLINE vec<T> sigmoid(vec<T> x) {
   vec<T> one = splat(T(1));
   vec<T> top = x < T(0) ? e : one;
   return top / (one + e);
-}
-template <class T>
-VM_INLINE vec<T> softplus_slope(vec<T> x) {
-  return x > T(20) ? splat(T(1)) : sigmoid<T>(x);
 }
 
 // One step of a butterfly on the vectors a and b: lanes whose number has bit S clear keep a's, the others take b's (`low`), or the lanes S
