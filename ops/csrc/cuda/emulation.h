@@ -133,6 +133,7 @@ inline int shuffle_from(int value, int lane) {
 }
 inline void sync_warp() { emulated::wait_warp(); }
 inline void copy_async(void* to, const void* from) { memcpy(to, from, 16); }
+inline void copy_word_async(void* to, const void* from) { memcpy(to, from, 4); }
 inline void wait_copies() {}
 inline uint32_t bits_of(float x) {
   uint32_t bits;
@@ -146,6 +147,7 @@ inline float float_of(uint32_t bits) {
 }
 inline float fast_exp2(float x) { return exp2f(x); }
 inline float fast_reciprocal(float x) { return 1.f / x; }
+inline float choose(bool first, float a, float b) { return first ? a : b; }
 inline float exp2_by_bits(float mantissa, float shifted) {
   uint32_t a, b;
   memcpy(&a, &mantissa, 4), memcpy(&b, &shifted, 4);

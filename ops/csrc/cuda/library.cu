@@ -4,6 +4,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <limits>
 #include <numeric>
 #include <tuple>
 
@@ -59,19 +60,24 @@ static void with_form(const Job& j, const Body& body) {
   if constexpr (!cross) return body(vision_mamba::Form<4, 4, false, false>());
 }
 
-// Cuts channels into blocks, and time into segments where the blocks alone would leave multiprocessors idle. A cut costs every exponential once more.
+// Cuts channels into blocks, and time into segments where the blocks alone would leave multiprocessors idle: as many as make the longest row of chunks that
+// one place on a multiprocessor walks shortest, counting in that the pass which finds the segments' states costs about half of what it prepares.
 template <class F>
 static void cut(Job& j) {
   j.group_channels = j.channels / j.groups;
   j.group_blocks = (j.group_channels + F::channels - 1) / F::channels;
   j.chunks = (j.length + kChunk - 1) / kChunk;
-  const int64_t blocks = j.groups * j.group_blocks * j.batch * j.launch_directions;
-  const int64_t enough = multiprocessors() * (F::threads == 64 ? 12 : 3);
+  const int64_t blocks = j.groups * j.group_blocks * j.batch * j.launch_directions, times = j.directions / j.launch_directions;
+  const int64_t places = multiprocessors() * (F::threads == 64 ? 12 : 3);
   j.segments = 1, j.segment_chunks = j.chunks;
-  if (blocks == 0 || blocks * 2 > enough) return;
-  const int64_t wanted = std::min((enough + blocks - 1) / blocks, j.chunks);
-  j.segment_chunks = (j.chunks + wanted - 1) / wanted;
-  j.segments = (j.chunks + j.segment_chunks - 1) / j.segment_chunks;
+  if (blocks == 0) return;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t wanted = 1; wanted <= j.chunks && (wanted - 1) * blocks < places; wanted++) {
+    const int64_t chunks = (j.chunks + wanted - 1) / wanted, segments = (j.chunks + chunks - 1) / chunks;
+    auto rows = [&](int64_t n) { return (n * segments * blocks + places - 1) / places; };
+    const int64_t cost = chunks * (2 * times * rows(1) + (segments > 1 ? rows(times) : 0));
+    if (cost < least) least = cost, j.segments = segments, j.segment_chunks = chunks;
+  }
 }
 static int64_t launch_blocks(const Job& j) { return j.groups * j.group_blocks * j.segments * j.batch * j.launch_directions; }
 
@@ -281,6 +287,11 @@ static void describe_tokens(PreparedCross& p) {
   p.job.u = tokens_of(p.u);
   p.job.weights = {p.weights.data_ptr(), scalar(p.weights), p.weights.stride(0), 1, p.weights.stride(1)};
   p.job.weights_direction = p.weights.stride(2);
+  const Tensor& w = p.weights;
+  const int64_t size = w.element_size(), row = w.size(3) * size;
+  auto whole = [&](int64_t bytes) { return bytes % 4 == 0; };
+  const bool words = whole(row) && whole(w.stride(0) * size) && whole(w.stride(1) * size) && whole(w.stride(2) * size) && whole(reinterpret_cast<intptr_t>(w.data_ptr()));
+  p.job.token_words = words && row <= kMostTokenBytes ? int(row / 4) : 0;
 }
 static PreparedCross prepare(const CrossArguments& in) {
   check_cross(in);

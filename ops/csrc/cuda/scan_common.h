@@ -46,6 +46,7 @@ struct Job {
   // Several directions: `u` is (batch, channel, token), `weights` (batch, number, token), `tokens[k][step]`.
   int64_t directions, first_direction, launch_directions, rank;
   int64_t u_direction, weights_direction;
+  int token_words;  // of four bytes that a token's numbers are, 0 where they cannot be read as such (warp_common.h)
   Sequence weights;
   const float* dt_weight;  // (K, R, D)
   const int32_t* orders;
@@ -185,7 +186,7 @@ __device__ __forceinline__ float softplus_slope(float value) {
   y = fmaf(y, value, 1.6666225e-1f);
   y = fmaf(y, value, -4.9999982e-1f);
   y = fmaf(y, value, 1.f);
-  return value < 0.5f ? y * value : 1.f - fast_exp2(-value * kLog2e);
+  return choose(value < 0.5f, y * value, 1.f - fast_exp2(-value * kLog2e));
 }
 __device__ __forceinline__ float sigmoid(float x) { return fast_reciprocal(1.f + fast_exp2(-x * kLog2e)); }
 

@@ -7,9 +7,9 @@ namespace vision_mamba {
 
 template <bool cross>
 constexpr size_t warp_backward_bytes(int64_t rank) {
-  // Slots of sixteen bytes: step size, input, the output's gradient, B or C, two each; pairs in and out; gradients; B and C; sums.
+  // Slots of sixteen bytes: input, the output's gradient, step size, B or C (tokens' numbers in place of these), two each; pairs in and out; gradients; B and C; sums.
   return sizeof(float) * size_t(8 * 4 * 128 + 2 * WarpForm<cross>::pairs + WarpForm<cross>::tile + WeightTile<4>::floats + 4 * kChunk * 32 +
-                                (cross ? rank * (33 + 32) : 0));
+                                kConstants + (cross ? rank * (33 + 32) : 0));
 }
 
 // Sums the shares that a warp's channels have in the gradients of four states' B and C: seven exchanges, of which six need no choosing, because each
@@ -32,8 +32,10 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
   float* const rows = results + F::pairs;
   float* const weights = rows + F::tile;
   float* const sums = weights + W::floats;  // [warp][step][B, then C]
-  float* const dt_weight = sums + 4 * kChunk * 32;
+  float* const constants = sums + 4 * kChunk * 32;
+  float* const dt_weight = constants + kConstants;
   float* const ranks = dt_weight + (cross ? j.rank * 32 : 0);
+  uint32_t* const raw = reinterpret_cast<uint32_t*>(slots + 4 * 128);
   slots += thread_index();
   const int warp = thread_index() / 32;
   float2* const mine = reinterpret_cast<float2*>(pairs) + warp * kWarpChannels * kPairRow;
@@ -53,7 +55,9 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
     const int steps = steps_of(chunk), there = o.there(channels, steps);
     u_asked = stage(slots, Eight(j.u, o, p.b * j.u.batch_stride + p.k * j.u_direction, channel, time, there));
     if (j.grad_out.data != nullptr) dy_asked = stage(slots + 2 * 128, Eight(j.grad_out, o, p.b * j.grad_out.batch_stride, channel, time, there));
-    if constexpr (!cross) {
+    if constexpr (cross) {
+      if (j.token_words > 0) ask_tokens(j, p, raw, token);
+    } else {
       delta_asked = stage(slots + 4 * 128, Eight(j.delta, o, p.b * j.delta.batch_stride, channel, time, there));
       w_asked = w.stage(slots + 6 * 128, j, t0, steps);
     }
@@ -70,12 +74,14 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
   for (int e = 0; e < kMost; e++) dd[e] = dbias[e] = 0.f;
   if (j.segments > 1) lane.load(g, j, j.carry, p.slot * j.segments + p.segment);
   int token = 0, next_token = 0;
+  const float* const own_bias = constants + warp * kWarpChannels;
+  load_constants(j, p, constants);
   if constexpr (cross) {
     clear_weights<4>(weights, 1);
     load_dt_weight(j, p, dt_weight);
     token = token_at(j, p, (p.last_chunk - 1) * kChunk + o.t);
-    sync_block();
   }
+  sync_block();
   ask(p.last_chunk - 1, token);
   lane.load(start, j, j.checkpoints, p.slot * j.chunks + p.last_chunk - 1);
   for (int64_t chunk = p.last_chunk; chunk-- > p.first_chunk;) {
@@ -101,14 +107,19 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
       }
       put_row(dys, o, dy);
       if constexpr (cross) {
-        load_tokens<4>(j, p, ranks, weights, token, steps);
+        if (j.token_words > 0) {
+          sync_warp();
+          take_tokens<4>(j, raw, ranks, weights, steps);
+        } else {
+          load_tokens<4>(j, p, ranks, weights, token, steps);
+        }
         sync_block();
         project(dt, j, ranks, dt_weight);
       } else {
         take(dt, slots + 4 * 128, j.delta.type, delta_asked);
         w.unstage(weights, slots + 6 * 128, w_asked);
       }
-      finish_steps(dt, j, p, o, channel, there);
+      finish_steps(dt, j, own_bias, o, there);
 #pragma unroll
       for (int e = 0; e < kMost; e++) x[e] = dt[e] * u[e];
       put_pairs(mine, o, dt, x);
@@ -125,10 +136,11 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
       ask(chunk - 1, next_token);
       lane.load(start, j, j.checkpoints, p.slot * j.chunks + chunk - 1);
     }
-    const float* const bs = weights + lane.order * 32 + lane.part * 4;
-    const float* const cs = bs + 16;
+    const float* const bs = weights + lane.order * 16 + lane.part * 4;
+    const float* const cs = bs + W::second;
     const float2* const own = mine + lane.c * kPairRow;
     const float* const own_dys = dys + lane.c * kRow;
+    float* const own_sums = sums + warp * kChunk * 32 + (lane.c % 2) * 16 + lane.part * 4 + lane.order;
     // The states at the starts of the chunk's parts and, for the gate's gradient, the outputs before it.
 #pragma unroll
     for (int sub = 0; sub < subs; sub++) {
@@ -165,14 +177,25 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
 #pragma unroll
       for (int e = 0; e < kMost; e++) dy[e] = 0.f;
       if (j.grad_out.data != nullptr) get(dy, Eight(j.grad_out, o, p.b * j.grad_out.batch_stride, channel, t0 + o.t, there));
+      float d[kMost];
+      get_constants(d, own_bias + 32, o);
 #pragma unroll
       for (int e = 0; e < kMost; e++) {
-        const float s = sigmoid(z[e]), skip = j.d != nullptr && e < there ? j.d[channel + o.channel(e)] * u[e] : 0.f;
-        dy[e] *= (y[e] + skip) * s * (1.f + z[e] * (1.f - s));
+        const float s = sigmoid(z[e]);
+        dy[e] *= fmaf(d[e], u[e], y[e]) * s * (1.f + z[e] * (1.f - s));
       }
       put(Eight(j.grad_z, o, p.b * j.grad_z.batch_stride, channel, t0 + o.t, there), dy, false);
       sync_warp();
     }
+    // A step's sums are stored when the next four steps' numbers have been asked for: the compiler cannot tell that a store and a later load touch different
+    // places, and would have each step wait for the exchanges of the one before.
+    float kept[4];
+    float2 kept_result;
+    auto store = [&](int t) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) own_sums[(t + k) * 32] = kept[k];
+      result[lane.c * kPairRow + t + lane.part] = kept_result;
+    };
 #pragma unroll
     for (int sub = subs - 1; sub >= 0; sub--) {
       float before[kSub][4], decay[kSub][4];
@@ -199,21 +222,25 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
         const int t = sub * kSub + q;
         const float4 late = *reinterpret_cast<const float4*>(own + t + 2), early = *reinterpret_cast<const float4*>(own + t);
         const float4 dy4 = *reinterpret_cast<const float4*>(own_dys + t);
-        float dx[4], ddt[4];
+        float b[4][4], c[4][4], dx[4], ddt[4];
+#pragma unroll
+        for (int k = 3; k >= 0; k--) {
+          if (k == 1 && t + 4 < kChunk) store(t + 4);
+          read(b[k], bs + (t + k) * W::row);
+          read(c[k], cs + (t + k) * W::row);
+        }
 #pragma unroll
         for (int k = 3; k >= 0; k--) {
           const float step = k == 3 ? late.z : k == 2 ? late.x : k == 1 ? early.z : early.x;
           const float in = k == 3 ? late.w : k == 2 ? late.y : k == 1 ? early.w : early.y;
           const float dy = k == 3 ? dy4.w : k == 2 ? dy4.z : k == 1 ? dy4.y : dy4.x;
-          float b[4], c[4], db[4], dc[4], of_x = 0.f, of_step = 0.f;
-          read(b, bs + (t + k) * W::row);
-          read(c, cs + (t + k) * W::row);
+          float db[4], dc[4], of_x = 0.f, of_step = 0.f;
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            g[i] = fmaf(c[i], dy, g[i]);
+            g[i] = fmaf(c[k][i], dy, g[i]);
             db[i] = g[i] * in;
             dc[i] = h[i] * dy;
-            of_x = fmaf(g[i], b[i], of_x);
+            of_x = fmaf(g[i], b[k][i], of_x);
             g[i] *= decay[q + k][i];
             const float v = g[i] * before[q + k][i];
             da[i] = fmaf(v, step, da[i]);
@@ -221,24 +248,26 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
             h[i] = before[q + k][i];
           }
           dx[k] = of_x, ddt[k] = of_step;
-          sums[(warp * kChunk + t + k) * 32 + (lane.c % 2) * 16 + lane.part * 4 + lane.order] = sum_weights(db, dc, lane.c % 2);
+          kept[k] = sum_weights(db, dc, lane.c % 2);
         }
-        result[lane.c * kPairRow + t + lane.part] = float2{sum_four(dx, lane.part), sum_four(ddt, lane.part)};
+        kept_result = float2{sum_four(dx, lane.part), sum_four(ddt, lane.part)};
       }
     }
+    store(0);
     sync_warp();
     {
       float dx[kMost], ddt[kMost], dt[kMost], unused[kMost], dy[kMost];
       get_pairs(dx, ddt, result, o);
       get_pairs(dt, unused, mine, o);
       get_row(dy, dys, o);
+      float d[kMost];
+      get_constants(d, own_bias + 32, o);
 #pragma unroll
       for (int e = 0; e < kMost; e++) {
         ddt[e] = fmaf(u[e], dx[e], ddt[e] * 0.6931471805599453f);
         if (j.softplus) ddt[e] *= softplus_slope(dt[e]);
         if (e >= there) ddt[e] = 0.f;
-        const float skip = j.d != nullptr && e < there ? j.d[p.k * j.channels + channel + o.channel(e)] : 0.f;
-        dx[e] = fmaf(skip, dy[e], dt[e] * dx[e]);
+        dx[e] = fmaf(d[e], dy[e], dt[e] * dx[e]);
         dd[time_first ? 0 : e] = fmaf(dy[e], u[e], dd[time_first ? 0 : e]);
         dbias[time_first ? 0 : e] += ddt[e];
       }

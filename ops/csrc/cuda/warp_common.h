@@ -11,6 +11,7 @@ namespace vision_mamba {
 constexpr int kWarpChannels = 8, kMost = 8;  // channels of a warp, elements that a lane moves
 constexpr int kPairRow = 34, kRow = 36;      // of tiles of pairs and of numbers: sixteen bytes apart, channels in different banks
 constexpr int kMostRanks = 64;
+constexpr int kMostTokenBytes = 4 * 128 * 16 / kChunk;  // four slots a thread hold a chunk's tokens
 
 template <bool cross_>
 struct WarpForm : Form<4, 4, cross_, true> {
@@ -118,11 +119,11 @@ __device__ __forceinline__ void put(const Eight& x, const float (&r)[kMost], boo
   }
 }
 
-// B and C of a chunk, [step][copy][B 16, C 16]. A thread moves eight numbers of one of the two. Copy `p` has the four states of a lane in the order
-// i ^ p, for sums that give each lane the one it keeps in the same register (`copies` is four then).
+// B and C of a chunk, [step][B, C][copy][16], so that what the lanes of a warp read of one step lies in different banks. A thread moves eight numbers of one of
+// the two. Copy `p` has the four states of a lane in the order i ^ p, for sums that give each lane the one it keeps in the same register (`copies` is four then).
 template <int copies>
 struct WeightTile {
-  static constexpr int row = copies * 32 + 4, floats = kChunk * row;
+  static constexpr int row = copies * 32 + 4, floats = kChunk * row, second = copies * 16;
   const Sequence& s;
   int64_t offset;
   bool time_first;
@@ -141,22 +142,24 @@ struct WeightTile {
   }
   __device__ __forceinline__ static void put(float* tile, int t, int half, int n, float value) {
 #pragma unroll
-    for (int p = 0; p < copies; p++) tile[t * row + p * 32 + half * 16 + (n ^ p)] = value;
+    for (int p = 0; p < copies; p++) tile[t * row + half * second + p * 16 + (n ^ p)] = value;
   }
   __device__ __forceinline__ void unstage(float* tile, const float4* slot, bool asked) const {
     float r[kMost];
     take(r, slot, s.type, asked);
-    float* const to = tile + t * row + half * 16;
+    float* const to = tile + t * row + half * second;
 #pragma unroll
     for (int p = 0; p < copies; p++) {
       if (time_first) {
-        float* const at = to + p * 32 + (n ^ p);
+        // The halves of a warp write different copies at a time: their steps are eight apart, the same banks.
+        const int other = copies > 1 ? p ^ (thread_index() / 16 & 1) : p;
+        float* const at = to + other * 16 + (n ^ other);
 #pragma unroll
         for (int e = 0; e < kMost; e++) at[e * row] = r[e];
       } else {
         // n is a multiple of eight.
 #pragma unroll
-        for (int e = 0; e < kMost; e++) to[p * 32 + n + (e ^ p)] = r[e];
+        for (int e = 0; e < kMost; e++) to[p * 16 + n + (e ^ p)] = r[e];
       }
     }
   }
@@ -196,6 +199,57 @@ __device__ __forceinline__ void load_tokens(const Job& j, const Place& p, float*
     }
   });
 }
+// The same in two halves, where a token's numbers are whole words of four bytes: asked for ahead of time (`raw` [step][word], each warp eight steps), and put
+// where they belong once `wait_copies` and a barrier of the warp have passed.
+__device__ __forceinline__ void ask_tokens(const Job& j, const Place& p, uint32_t* raw, int token) {
+  const int lane = thread_index() % 32, warp = thread_index() / 32, words = j.token_words, size = j.weights.type == Scalar::f32 ? 4 : 2;
+  const char* from = static_cast<const char*>(j.weights.data) + (p.b * j.weights.batch_stride + p.k * j.weights_direction) * size + lane * 4;
+  uint32_t* to = raw + warp * 8 * words + lane;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const char* const at = from + shuffle_from(token, warp * 8 + i) * j.weights.time_stride * size;
+#pragma unroll 1
+    for (int w = 0; w + lane < words; w += 32) copy_word_async(to + i * words + w, at + w * 4);
+  }
+}
+template <int copies>
+__device__ __forceinline__ void take_tokens(const Job& j, const uint32_t* raw, float* ranks, float* tile, int steps) {
+  const int lane = thread_index() % 32, warp = thread_index() / 32, words = j.token_words;
+  const int states = int(j.states), rank = int(j.rank), t = warp * 8;
+  auto place_number = [&](int e, const float (&r)[8]) {
+    const int n = e - rank;
+    if (n < 0) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) ranks[e * 33 + t + i] = r[i];
+    } else {
+      const int half = n >= states;
+#pragma unroll
+      for (int i = 0; i < 8; i++) WeightTile<copies>::put(tile, t + i, half, half ? n - states : n, r[i]);
+    }
+  };
+#pragma unroll 1
+  for (int w = lane; w < words; w += 32) {
+    uint32_t bits[8];
+    float r[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) bits[i] = t + i < steps ? raw[(t + i) * words + w] : 0;
+    if (j.weights.type == Scalar::f32) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) r[i] = float_of(bits[i]);
+      place_number(w, r);
+    } else {
+#pragma unroll
+      for (int second = 0; second < 2; second++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          const uint32_t number = bits[i] >> (16 * second) & 0xffffu;
+          r[i] = j.weights.type == Scalar::bf16 ? float_of(number << 16) : float(c10::Half(uint16_t(number), c10::Half::from_bits()));
+        }
+        place_number(2 * w + second, r);
+      }
+    }
+  }
+}
 // Numbers of states that there are not stay zero.
 template <int copies>
 __device__ __forceinline__ void clear_weights(float* tile, int tiles) {
@@ -222,13 +276,35 @@ __device__ __forceinline__ void project(float (&dt)[kMost], const Job& j, const 
     dt[4] = fmaf(x, high.x, dt[4]), dt[5] = fmaf(x, high.y, dt[5]), dt[6] = fmaf(x, high.z, dt[6]), dt[7] = fmaf(x, high.w, dt[7]);
   }
 }
+// Bias and D of the block's channels, zero where there are none: read once, for a lane needs up to eight of each in every chunk. The caller passes a barrier.
+constexpr int kConstants = 64;
+__device__ __forceinline__ void load_constants(const Job& j, const Place& p, float* to) {
+  const int c = thread_index();
+  if (c >= 32) return;
+  const int64_t at = p.k * j.channels + p.channel + c;
+  to[c] = j.bias != nullptr && c < p.count ? j.bias[at] : 0.f;
+  to[32 + c] = j.d != nullptr && c < p.count ? j.d[at] : 0.f;
+}
+// A lane's elements of them; `own` points to the warp's eight.
+template <bool time_first>
+__device__ __forceinline__ void get_constants(float (&r)[kMost], const float* own, const Owner<time_first>& o) {
+  if constexpr (time_first) {
+    const float x = own[o.c];
+#pragma unroll
+    for (int e = 0; e < kMost; e++) r[e] = x;
+  } else {
+    const float4 low = reinterpret_cast<const float4*>(own)[0], high = reinterpret_cast<const float4*>(own)[1];
+    r[0] = low.x, r[1] = low.y, r[2] = low.z, r[3] = low.w, r[4] = high.x, r[5] = high.y, r[6] = high.z, r[7] = high.w;
+  }
+}
 // Bias and softplus. Steps and channels that there are not get a step size of zero, which leaves every state as it is.
 template <bool time_first>
-__device__ __forceinline__ void finish_steps(float (&dt)[kMost], const Job& j, const Place& p, const Owner<time_first>& o, int64_t channel, int there) {
-  const float* bias = j.bias != nullptr ? j.bias + p.k * j.channels + channel : nullptr;
+__device__ __forceinline__ void finish_steps(float (&dt)[kMost], const Job& j, const float* own_bias, const Owner<time_first>& o, int there) {
+  float bias[kMost];
+  get_constants(bias, own_bias, o);
 #pragma unroll
   for (int e = 0; e < kMost; e++) {
-    if (bias != nullptr && e < there) dt[e] += bias[o.channel(e)];
+    dt[e] += bias[e];
     if (j.softplus) dt[e] = softplus(dt[e]);
     if (e >= there) dt[e] = 0.f;
   }

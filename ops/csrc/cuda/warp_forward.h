@@ -6,8 +6,8 @@ namespace vision_mamba {
 
 template <bool cross>
 constexpr size_t warp_forward_bytes(int64_t rank) {
-  // Slots of sixteen bytes: step size, input, B or C, two each; tiles; B and C twice, so that one barrier a chunk is enough.
-  return sizeof(float) * size_t(6 * 4 * 128 + WarpForm<cross>::pairs + WarpForm<cross>::tile + (cross ? 1 : 2) * WeightTile<1>::floats + (cross ? rank * (33 + 32) : 0));
+  // Slots of sixteen bytes: step size, input, B or C (tokens' numbers in place of these), two each; tiles; B and C twice, so that one barrier a chunk is enough.
+  return sizeof(float) * size_t(6 * 4 * 128 + WarpForm<cross>::pairs + WarpForm<cross>::tile + (cross ? 1 : 2) * WeightTile<1>::floats + kConstants + (cross ? rank * (33 + 32) : 0));
 }
 
 template <bool cross, bool time_first, bool outputs>
@@ -18,8 +18,10 @@ __global__ void __launch_bounds__(128) warp_forward_kernel(Job j) {
   float* const pairs = reinterpret_cast<float*>(slots + 6 * 128);
   float* const rows = pairs + F::pairs;
   float* const weights = rows + F::tile;
-  float* const dt_weight = weights + (cross ? 1 : 2) * W::floats;
+  float* const constants = weights + (cross ? 1 : 2) * W::floats;
+  float* const dt_weight = constants + kConstants;
   float* const ranks = dt_weight + (cross ? j.rank * 32 : 0);
+  uint32_t* const raw = reinterpret_cast<uint32_t*>(slots + 2 * 128);
   slots += thread_index();
   const int warp = thread_index() / 32;
   float2* const mine = reinterpret_cast<float2*>(pairs) + warp * kWarpChannels * kPairRow;
@@ -38,6 +40,7 @@ __global__ void __launch_bounds__(128) warp_forward_kernel(Job j) {
     const int64_t t0 = chunk * kChunk;
     const int steps = steps_of(chunk), there = o.there(channels, steps);
     u_asked = stage(slots, Eight(j.u, o, u_offset, channel, cross ? token : t0 + o.t, there));
+    if (cross && j.token_words > 0) ask_tokens(j, p, raw, token);
     if constexpr (!cross) {
       delta_asked = stage(slots + 2 * 128, Eight(j.delta, o, delta_offset, channel, t0 + o.t, there));
       w_asked = w.stage(slots + 4 * 128, j, t0, steps);
@@ -49,12 +52,14 @@ __global__ void __launch_bounds__(128) warp_forward_kernel(Job j) {
   for (int i = 0; i < 4; i++) h[i] = 0.f;
   if (outputs && j.segments > 1) lane.load(h, j, j.carry, p.slot * j.segments + p.segment);
   int token = 0, next_token = 0;
+  const float* const own_bias = constants + warp * kWarpChannels;
+  load_constants(j, p, constants);
   if constexpr (cross) {
     clear_weights<1>(weights, 1);
     load_dt_weight(j, p, dt_weight);
     token = token_at(j, p, p.first_chunk * kChunk + o.t);
-    sync_block();
   }
+  sync_block();
   ask(p.first_chunk, token);
   for (int64_t chunk = p.first_chunk; chunk < p.last_chunk; chunk++) {
     const int64_t t0 = chunk * kChunk;
@@ -64,7 +69,13 @@ __global__ void __launch_bounds__(128) warp_forward_kernel(Job j) {
     float* const tile = weights + (cross ? 0 : (chunk & 1) * W::floats);
     float u[kMost], dt[kMost], x[kMost];
     if constexpr (cross) {
-      load_tokens<1>(j, p, ranks, tile, token, steps);
+      wait_copies();
+      if (j.token_words > 0) {
+        sync_warp();
+        take_tokens<1>(j, raw, ranks, tile, steps);
+      } else {
+        load_tokens<1>(j, p, ranks, tile, token, steps);
+      }
     } else {
       wait_copies();
       w.unstage(tile, slots + 4 * 128, w_asked);
@@ -72,17 +83,16 @@ __global__ void __launch_bounds__(128) warp_forward_kernel(Job j) {
       take(u, slots, j.u.type, u_asked);
     }
     if constexpr (!cross) {
-      finish_steps(dt, j, p, o, channel, there);
+      finish_steps(dt, j, own_bias, o, there);
 #pragma unroll
       for (int e = 0; e < kMost; e++) x[e] = dt[e] * u[e];
       put_pairs(mine, o, dt, x);
     }
     sync_block();
     if constexpr (cross) {
-      wait_copies();
       take(u, slots, j.u.type, u_asked);
       project(dt, j, ranks, dt_weight);
-      finish_steps(dt, j, p, o, channel, there);
+      finish_steps(dt, j, own_bias, o, there);
 #pragma unroll
       for (int e = 0; e < kMost; e++) x[e] = dt[e] * u[e];
       put_pairs(mine, o, dt, x);
@@ -122,9 +132,10 @@ __global__ void __launch_bounds__(128) warp_forward_kernel(Job j) {
       float y[kMost];
       get_row(y, out, o);
       if (j.d != nullptr) {
-        const float* d = j.d + p.k * j.channels + channel;
+        float d[kMost];
+        get_constants(d, own_bias + 32, o);
 #pragma unroll
-        for (int e = 0; e < kMost; e++) y[e] = fmaf(e < there ? d[o.channel(e)] : 0.f, u[e], y[e]);
+        for (int e = 0; e < kMost; e++) y[e] = fmaf(d[e], u[e], y[e]);
       }
       if (!cross && j.z.data != nullptr) {
         float z[kMost];
