@@ -36,6 +36,10 @@ pub struct Speed {
     /// Let cuDNN try its algorithms and keep the fastest for each shape: faster, but not the same bits in every run
     #[arg(long)]
     pub cudnn_benchmark: bool,
+    /// Let cuDNN and libtorch take only algorithms that give the same bits in every run on a GPU, and warn where they have none: slower. (On a CPU, and of our own operators, they always are the same)
+    #[arg(long, conflicts_with = "cudnn_benchmark")]
+    #[serde(default)]
+    pub deterministic: bool,
 }
 
 const NEEDS_LIBRARY: &str =
@@ -53,8 +57,11 @@ impl Speed {
             Cuda::cudnn_set_benchmark(self.cudnn_benchmark);
             if vision_mamba_ops::native::is_ready() {
                 device::set_tf32(self.tf32)?;
+                device::set_deterministic(self.deterministic)?;
             } else if self.tf32 {
                 anyhow::bail!("--tf32 {NEEDS_LIBRARY}");
+            } else if self.deterministic {
+                anyhow::bail!("--deterministic {NEEDS_LIBRARY}");
             }
         }
         Ok(())

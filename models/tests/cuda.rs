@@ -6,6 +6,7 @@
 use tch::{no_grad, Cuda, Device, Kind, Tensor};
 use vision_mamba_models::describe::takeable_size;
 use vision_mamba_models::{build, outline, preset, presets, Built};
+use vision_mamba_ops::device::{set_deterministic, set_tf32};
 use vision_mamba_ops::{cuda_status, open_libtorch_cuda};
 
 const GPU: Device = Device::Cuda(0);
@@ -15,6 +16,9 @@ fn need_a_gpu() {
     assert!(Cuda::is_available(), "there is no GPU");
     let _ = Tensor::zeros([1], (Kind::Float, GPU));
     assert!(cuda_status().is_ready(), "{}", cuda_status());
+    // As `train` and `predict` have it: libtorch itself lets convolutions round to TF32.
+    set_tf32(false).unwrap();
+    set_deterministic(true).unwrap();
 }
 
 /// The same network on both devices, and an image on the CPU.
@@ -64,6 +68,7 @@ fn passes(built: &Built, image: &Tensor) -> Vec<Tensor> {
 #[ignore = "needs a GPU"]
 fn networks_agree_with_the_cpu() {
     need_a_gpu();
+    let mut apart = Vec::new();
     for name in small() {
         let (cpu, gpu, image) = pair(name);
         let expected = no_grad(|| cpu.net.forward(&image, false)).unwrap();
@@ -72,17 +77,21 @@ fn networks_agree_with_the_cpu() {
             let scale = a.abs().max().double_value(&[]).max(1e-6);
             let gap = (a - b.to_device(Device::Cpu)).abs().max().double_value(&[]) / scale;
             // float32 sums in another order, through a dozen layers
-            assert!(gap <= 1e-3, "{name}: {gap:e} of the largest output");
+            if gap.is_nan() || gap > 1e-3 {
+                apart.push(format!("{name}: {gap:e} of the largest output"));
+            }
         }
     }
+    assert!(apart.is_empty(), "{apart:#?}");
 }
 
-/// The operators give the same bits, which `bits` of `scripts/gpu-check` asks of them alone; here cuDNN's convolutions must too.
+/// The operators give the same bits, which `bits` of `scripts/gpu-check` asks of them alone; here cuDNN's convolutions must too, as `--deterministic` has it.
 #[test]
 #[ignore = "needs a GPU"]
 fn gradients_are_the_same_bits_in_every_run() {
     need_a_gpu();
-    for name in ["vmamba_nano", "vim_nano", "mamba_unet_tiny"] {
+    let mut differ = Vec::new();
+    for name in ["vmamba_nano", "vim_nano", "mamba_unet_tiny", "umamba_bot_tiny_2d", "umamba_enc_tiny_2d", "uvmlite"] {
         let (_, gpu, image) = pair(name);
         let image = image.to_device(GPU);
         let run = || {
@@ -92,10 +101,17 @@ fn gradients_are_the_same_bits_in_every_run() {
         let first = run();
         for again in 0..4 {
             let other = run();
-            let same = first.iter().zip(&other).all(|(a, b)| a.equal(b));
-            assert!(same, "{name}: other bits in run {}", again + 2);
+            let which: Vec<usize> = (first.iter().zip(&other).enumerate())
+                .filter(|(_, (a, b))| !a.equal(b))
+                .map(|(i, _)| i)
+                .collect();
+            if !which.is_empty() {
+                differ.push(format!("{name}: other bits of {which:?} in run {}", again + 2));
+                break;
+            }
         }
     }
+    assert!(differ.is_empty(), "{differ:#?}");
 }
 
 /// Orders are made and kept on the device of the map: one network serves maps of several sizes and shapes in turn.

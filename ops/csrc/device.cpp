@@ -1,4 +1,4 @@
-// What libtorch's C interface does not reach: transfers beside the computation, memory formats, TF32, waiting for a device. Devices are met
+// What libtorch's C interface does not reach: transfers beside the computation, memory formats, TF32, algorithms of the same bits, waiting for a device. Devices are met
 // through their registered guards, so this library links none of them.
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
@@ -73,6 +73,16 @@ __attribute__((visibility("default"))) const char* vision_mamba_device_tf32(int 
   return vision_mamba::caught([&] {
     at::globalContext().setAllowTF32CuBLAS(on != 0);
     at::globalContext().setAllowTF32CuDNN(on != 0);
+  });
+}
+
+// Whether cuDNN and libtorch take algorithms that give the same bits in every run where they have them, and warn where they have none.
+__attribute__((visibility("default"))) const char* vision_mamba_device_deterministic(int on) {
+  return vision_mamba::caught([&] {
+    at::globalContext().setDeterministicCuDNN(on != 0);
+    at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/true);
+    // Which costs a pass over every new tensor, and is for finding programs that read what they never wrote.
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
   });
 }
 }

@@ -1,4 +1,5 @@
-//! What `tch` does not reach of libtorch: transfers beside the computation, channels-last memory, TF32, waiting for a GPU.
+//! What `tch` does not reach of libtorch: transfers beside the computation, channels-last memory, TF32, algorithms of the
+//! same bits, waiting for a GPU.
 
 use std::ffi::c_char;
 
@@ -14,6 +15,7 @@ pub(crate) struct DeviceFunctions {
     pub(crate) synchronize: unsafe extern "C" fn(i64) -> *const c_char,
     pub(crate) channels_last: unsafe extern "C" fn(RawTensor, *mut RawTensor) -> *const c_char,
     pub(crate) tf32: unsafe extern "C" fn(i32) -> *const c_char,
+    pub(crate) deterministic: unsafe extern "C" fn(i32) -> *const c_char,
 }
 
 /// A tensor of the host on `device`. To a GPU it goes through pinned memory on a stream of its own, beside what is being computed there, and
@@ -71,5 +73,15 @@ pub fn set_tf32(on: bool) -> Result<(), OpsError> {
     #[allow(unsafe_code)]
     unsafe {
         said((library::loaded()?.functions.device.tf32)(i32::from(on)))
+    }
+}
+
+/// Whether libtorch and cuDNN take algorithms on a GPU that give the same bits in every run; libtorch warns where it has none. An error without the
+/// native library.
+pub fn set_deterministic(on: bool) -> Result<(), OpsError> {
+    // SAFETY: the function takes a number and sets switches of the process.
+    #[allow(unsafe_code)]
+    unsafe {
+        said((library::loaded()?.functions.device.deterministic)(i32::from(on)))
     }
 }

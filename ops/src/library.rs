@@ -368,6 +368,7 @@ unsafe fn functions(library: &Library) -> Result<Functions, libloading::Error> {
                 synchronize: *library.get(b"vision_mamba_device_synchronize\0")?,
                 channels_last: *library.get(b"vision_mamba_device_channels_last\0")?,
                 tf32: *library.get(b"vision_mamba_device_tf32\0")?,
+                deterministic: *library.get(b"vision_mamba_device_deterministic\0")?,
             },
             products: ProductsFunctions {
                 start: *library.get(b"vision_mamba_products_start\0")?,

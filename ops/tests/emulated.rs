@@ -56,6 +56,8 @@ fn compile() -> PathBuf {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(&compiler)
         .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-DVM_EMULATED"])
+        // A GPU stops at an address that is not a multiple of what is read there.
+        .args(["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"])
         .args(["-fvisibility=hidden", "-Wno-unknown-pragmas", "-x", "c++"])
         .arg(source.join("cuda/library.cu"))
         .arg("-isystem")

@@ -1,7 +1,8 @@
 // The kernels on the CPU, for tests where no GPU is: every CUDA thread is a fibre, blocks run one after another.
 //
-// It shows wrong indices, wrong sums, forgotten barriers that make a thread wait for ever, and, with a sanitizer, accesses outside of memory. It cannot
-// show races between threads that run truly at once, the GPU's memory model, its rounding of 2^x, registers or speed.
+// It shows wrong indices, wrong sums, forgotten barriers that make a thread wait for ever, addresses that are not multiples of what is read there (the test
+// compiles it so), and, with a sanitizer, accesses outside of memory. The threads of a block take turns in another order at every launch, so that numbers which
+// depend on who comes first, where a barrier is missing, differ from run to run. It cannot show the GPU's memory model, its rounding of 2^x, registers or speed.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -24,7 +25,7 @@ namespace vision_mamba {
 struct Dim {
   int x;
 };
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
 };
 struct alignas(16) float4 {
@@ -52,6 +53,7 @@ struct Machine {
   std::function<void()> body;
   int thread = 0, threads = 0, index = 0;
   long progress = 0;
+  uint32_t launches = 0;
 };
 inline Machine& machine() {
   static Machine m;
@@ -85,6 +87,9 @@ inline void run(int64_t blocks, int threads, size_t shared, std::function<void()
   Machine& m = machine();
   m.threads = threads, m.body = std::move(body);
   m.fibres.resize(size_t(threads)), m.exchange.resize(size_t(threads));
+  const uint32_t drawn = ++m.launches * 2654435769u;
+  const int first = int((drawn >> 8) % uint32_t(threads));
+  const bool backwards = drawn >> 31;
   for (int64_t b = 0; b < blocks; b++) {
     m.index = int(b), m.block = {};
     m.warps.assign(size_t(threads + 31) / 32, {});
@@ -99,7 +104,8 @@ inline void run(int64_t blocks, int threads, size_t shared, std::function<void()
     for (int left = threads; left > 0;) {
       const long before = m.progress;
       left = 0;
-      for (m.thread = 0; m.thread < threads; m.thread++) {
+      for (int turn = 0; turn < threads; turn++) {
+        m.thread = (first + (backwards ? threads - turn : turn)) % threads;
         Fibre& f = m.fibres[size_t(m.thread)];
         if (!f.finished) swapcontext(&m.scheduler, &f.context);
         left += !f.finished;

@@ -96,11 +96,15 @@ static Tensor make_carry(Job& j, const Tensor& like) {
 // Warps of their own tiles where there is a kernel of that kind, which finds what a lane moves beside each other in time or in channels.
 template <class F>
 constexpr bool has_warps = F::P == 4 && F::varying;
+template <class F>
+static bool takes_warps(const Job& j) {
+  return has_warps<F> && (!F::cross || j.rank <= kMostRanks);
+}
 template <class F, bool outputs>
 static void launch_forward(const Job& j) {
   if constexpr (has_warps<F>) {
     if constexpr (F::cross) {
-      if (j.rank <= kMostRanks) return launch(warp_forward_kernel<true, false, outputs>, launch_blocks(j), 128, warp_forward_bytes<true>(j.rank), j);
+      if (takes_warps<F>(j)) return launch(warp_forward_kernel<true, false, outputs>, launch_blocks(j), 128, warp_forward_bytes<true>(j.rank), j);
     } else {
       const size_t bytes = warp_forward_bytes<false>(0);
       if (j.u.time_stride == 1) return launch(warp_forward_kernel<false, true, outputs>, launch_blocks(j), 128, bytes, j);
@@ -109,22 +113,35 @@ static void launch_forward(const Job& j) {
   }
   launch(scan_forward_kernel<F, outputs>, launch_blocks(j), F::threads, F::forward_bytes, j);
 }
-template <bool time_first>
+template <bool time_first, bool gradients>
 static void launch_warps_backward(const Job& j) {
   const size_t bytes = warp_backward_bytes<false>(0);
-  if (j.z.data != nullptr) return launch(warp_backward_kernel<false, time_first, true>, launch_blocks(j), 128, bytes, j);
-  launch(warp_backward_kernel<false, time_first, false>, launch_blocks(j), 128, bytes, j);
+  if (j.z.data != nullptr) return launch(warp_backward_kernel<false, time_first, true, gradients>, launch_blocks(j), 128, bytes, j);
+  launch(warp_backward_kernel<false, time_first, false, gradients>, launch_blocks(j), 128, bytes, j);
 }
-template <class F>
+template <class F, bool gradients>
 static void launch_backward(const Job& j) {
   if constexpr (has_warps<F>) {
     if constexpr (F::cross) {
-      if (j.rank <= kMostRanks) return launch(warp_backward_kernel<true, false, false>, launch_blocks(j), 128, warp_backward_bytes<true>(j.rank), j);
+      if (takes_warps<F>(j)) return launch(warp_backward_kernel<true, false, false, gradients>, launch_blocks(j), 128, warp_backward_bytes<true>(j.rank), j);
     } else {
-      return j.u.time_stride == 1 ? launch_warps_backward<true>(j) : launch_warps_backward<false>(j);
+      return j.u.time_stride == 1 ? launch_warps_backward<true, gradients>(j) : launch_warps_backward<false, gradients>(j);
     }
   }
-  launch(scan_backward_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+  if constexpr (gradients) {
+    launch(scan_backward_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+  } else {
+    launch(adjoint_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+  }
+}
+// The blocks' shares of the gradients of B and C. Where many directions' of a large map would be most of what a backward pass needs, they are in bfloat16 if
+// the gradients are. (Not in float16: shares may be larger than sums.)
+template <class F>
+static Tensor make_partial(Job& j, const Tensor& like) {
+  const bool halves = F::cross && like.scalar_type() == at::kBFloat16 && takes_warps<F>(j);
+  Tensor partial = at::empty({j.batch, j.groups * j.group_blocks, j.length, 2 * j.states}, like.options().dtype(halves ? at::kBFloat16 : at::kFloat));
+  j.partial = partial.data_ptr(), j.partial_type = scalar(partial);
+  return partial;
 }
 
 // One state and a map that all directions share: a form whose sums over directions fit into shared memory twice a multiprocessor, then once, else none.
@@ -211,12 +228,12 @@ static std::tuple<Tensor, Tensor, Tensor> forward(const ScanArguments& in, bool 
   return {out, last_state, checkpoints};
 }
 
-static Tensor merge(const Job& j, const Tensor& like, const Tensor& partial, int64_t offset) {
+static Tensor merge(const Job& j, const Tensor& like, int64_t first) {
   Tensor gradient = at::empty_like(like);
   Tensor unused;
   const Weights w = weights(gradient, unused);
-  const MergeJob m{j.batch, j.length, j.states, w.groups, j.groups * j.group_blocks, offset, data(partial), w.sequence, w.group_stride, nullptr};
-  launch(merge_kernel, blocks_of(m.batch * m.groups * m.length * m.states), 128, 0, m);
+  const MergeJob m{j.batch, j.length, w.groups, j.groups * j.group_blocks, 2 * j.states, first, j.states, j.partial, j.partial_type, w.sequence, w.group_stride, nullptr};
+  launch(merge_kernel, blocks_of(m.batch * m.groups * m.length * m.count), 128, 0, m);
   return gradient;
 }
 
@@ -245,7 +262,7 @@ static ScanGradients backward(const OptionalTensor& grad_out, const OptionalTens
     cut<F>(j);
     const Tensor carry = make_carry(j, in.u);
     if (j.segments > 1) {
-      launch(adjoint_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+      launch_backward<F, false>(j);
       add_up(j, true, j.grad_last_state);
     }
     const int64_t rows = j.batch * j.segments;
@@ -254,12 +271,11 @@ static ScanGradients backward(const OptionalTensor& grad_out, const OptionalTens
     Tensor parts_d = given(in.d) ? numbers(in.u, {rows, j.channels}) : Tensor();
     Tensor parts_bias = given(in.delta_bias) ? numbers(in.u, {rows, j.channels}) : Tensor();
     Tensor partial;
-    if (in.b.dim() != 2 || in.c.dim() != 2) partial = numbers(in.u, {j.batch, j.groups * j.group_blocks, j.length, 2 * j.states});
+    if (in.b.dim() != 2 || in.c.dim() != 2) partial = make_partial<F>(j, in.b);
     j.grad_a = data(parts_a), j.grad_b = data(parts_b), j.grad_c = data(parts_c), j.grad_d = data(parts_d), j.grad_bias = data(parts_bias);
-    j.partial = data(partial);
-    launch_backward<F>(j);
+    launch_backward<F, true>(j);
     auto weight = [&](const Tensor& like, const Tensor& parts, int64_t offset) {
-      return like.dim() == 2 ? parts.sum(0).to(like.scalar_type()) : merge(j, like, partial, offset);
+      return like.dim() == 2 ? parts.sum(0).to(like.scalar_type()) : merge(j, like, offset);
     };
     result = {grad_u,
               grad_delta,
@@ -374,7 +390,7 @@ static std::optional<CrossGradients> backward_of_one(const Tensor& dy, const Cro
     Tensor shares = at::empty({j.directions, blocks, j.length, int64_t(sizeof(Shares<Share<X>>))}, in.u.options().dtype(at::kByte));
     j.grad_out = tokens_of(given_dy), j.grad_u = tokens_of(grad_u);
     j.grad_delta = {grad_delta.data_ptr(), scalar(grad_delta), grad_delta.stride(0), 1, grad_delta.stride(1)};
-    j.grad_a = data(parts), j.grad_d = j.grad_a + parts.stride(0), j.grad_bias = j.grad_d + parts.stride(0), j.partial = static_cast<float*>(shares.data_ptr());
+    j.grad_a = data(parts), j.grad_d = j.grad_a + parts.stride(0), j.grad_bias = j.grad_d + parts.stride(0), j.partial = shares.data_ptr();
     launch(one_backward_kernel<F, X>, blocks, kOneThreads, OneShared<F>::bytes(j.length, j.rank, 4), j);
     // Products of all of a token's numbers, which are an even count as a rule; those of B and C are zero, and come from the blocks' shares.
     Tensor of_numbers = at::zeros({j.directions, j.channels, j.rank + 2}, p.u.options());
@@ -447,7 +463,7 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
   j.checkpoints = data(checkpoints), j.chunks = (j.length + kChunk - 1) / kChunk;
   if (auto result = backward_of_one(dy, in, p)) return *result;
   // The gradient of one direction's step sizes stands in memory, token by token; what it is made of are matrix products.
-  Tensor grad_u = numbers(in.u, in.u.sizes()), grad_weights = numbers(in.u, in.weights.sizes());
+  Tensor grad_u = numbers(in.u, in.u.sizes()), grad_weights = at::empty(in.weights.sizes(), in.weights.options());
   const at::ScalarType kind = in.u.scalar_type() == in.weights.scalar_type() ? in.u.scalar_type() : at::kFloat;
   Tensor grad_delta = at::empty({j.batch, j.length, j.channels}, in.u.options().dtype(kind));
   Tensor grad_dt_weight = numbers(in.u, {j.directions, j.channels, j.rank});
@@ -460,15 +476,15 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
     const Tensor carry = make_carry(j, in.u);
     if (j.segments > 1) {
       j.launch_directions = j.directions;
-      launch(adjoint_kernel<F>, launch_blocks(j), F::threads, F::backward_bytes, j);
+      launch_backward<F, false>(j);
       add_up(j, true, nullptr);
       j.launch_directions = 1;
     }
     // One slot a (batch, direction, segment).
     Tensor parts_a = numbers(in.u, {j.batch, j.directions, j.segments, j.channels, j.states});
     Tensor parts_d = numbers(in.u, {j.batch, j.directions, j.segments, j.channels}), parts_bias = at::empty_like(parts_d);
-    Tensor partial = numbers(in.u, {j.batch, j.group_blocks, j.length, 2 * j.states});
-    j.grad_a = data(parts_a), j.grad_d = data(parts_d), j.grad_bias = data(parts_bias), j.partial = data(partial);
+    const Tensor partial = make_partial<F>(j, in.weights);
+    j.grad_a = data(parts_a), j.grad_d = data(parts_d), j.grad_bias = data(parts_bias);
     // The direction's own stride where each has its own tokens: the job's `u_direction` serves the gradient too, so it must have that layout.
     const int64_t u_direction = j.u_direction, grad_direction = in.shared() ? 0 : grad_u.stride(1);
     const Tensor tokens = p.weights.slice(3, 0, j.rank);
@@ -477,13 +493,11 @@ static CrossGradients backward(const Tensor& grad_out, const CrossArguments& in,
       j.add = in.shared() && k > 0;
       j.u_direction = u_direction;
       j.grad_u.data = data(grad_u) + k * (grad_direction - u_direction);
-      launch_backward<F>(j);
-      for (int64_t half = 0; half < 2; half++) {
-        Sequence to{data(grad_weights) + k * grad_weights.stride(2) + j.rank + half * j.states, Scalar::f32, grad_weights.stride(0), 1,
-                    grad_weights.stride(1)};
-        const MergeJob m{j.batch, j.length, j.states, 1, j.group_blocks, half * j.states, data(partial), to, 0, j.orders + k * j.length};
-        launch(merge_kernel, blocks_of(m.batch * m.length * m.states), 128, 0, m);
-      }
+      launch_backward<F, true>(j);
+      const Tensor of_states = grad_weights.select(2, k).slice(2, j.rank);
+      const Sequence to{of_states.data_ptr(), scalar(of_states), of_states.stride(0), 1, of_states.stride(1)};
+      const MergeJob m{j.batch, j.length, 1, j.group_blocks, 2 * j.states, 0, 2 * j.states, j.partial, j.partial_type, to, 0, j.orders + k * j.length};
+      launch(merge_kernel, blocks_of(m.batch * m.length * m.count), 128, 0, m);
       const Tensor flat = grad_delta.view({-1, j.channels});
       grad_weights.select(2, k).slice(2, 0, j.rank).copy_(at::matmul(flat, p.dt_weight.select(0, k).t().to(kind)).view({j.batch, j.length, j.rank}));
       grad_dt_weight.slice(0, k, k + 1).copy_(dt_weight_gradients(grad_delta.unsqueeze(2), tokens.slice(2, k, k + 1).to(kind)));

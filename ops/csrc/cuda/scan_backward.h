@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(F::threads) scan_backward_kernel(Job j) {
       if (j.partial != nullptr) {
         sync_block();
         const int64_t blocks = j.groups * j.group_blocks;
-        float* to = j.partial + (p.launch_slot * blocks + p.block) * j.length * 2 * j.states;
+        float* to = static_cast<float*>(j.partial) + (p.launch_slot * blocks + p.block) * j.length * 2 * j.states;
         for (int e = thread_index(); e < kSub * 2 * F::states; e += F::threads) {
           const int q = e / (2 * F::states), n = e % (2 * F::states), state = n % F::states;
           if (state >= j.states || sub * kSub + q >= steps) continue;
@@ -274,24 +274,27 @@ __global__ void __launch_bounds__(F::threads) scan_backward_kernel(Job j) {
   }
 }
 
-// Adds the blocks' shares of the gradient of B or C, in their order.
+// Adds the blocks' shares of the gradients of B, of C or of both, in their order.
 struct MergeJob {
-  int64_t batch, length, states, groups, blocks;  // blocks of channels in all; a group has blocks / groups
-  int64_t offset;                                 // 0 for B, N for C
-  const float* partial;
-  Sequence to;  // (batch, state, time)
+  int64_t batch, length, groups, blocks;  // blocks of channels in all; a group has blocks / groups
+  int64_t row, first, count;              // numbers that a share has of a step; those wanted
+  const void* partial;
+  Scalar type;
+  Sequence to;  // (batch, number, time)
   int64_t group_stride;
   const int32_t* tokens;
 };
 __global__ void merge_kernel(MergeJob j) {
   const int64_t i = block_index() * 128 + thread_index();
-  if (i >= j.batch * j.groups * j.length * j.states) return;
-  const int64_t n = i % j.states, t = i / j.states % j.length, group = i / j.states / j.length % j.groups, b = i / j.states / j.length / j.groups;
+  if (i >= j.batch * j.groups * j.length * j.count) return;
+  const int64_t n = i % j.count, t = i / j.count % j.length, group = i / j.count / j.length % j.groups, b = i / j.count / j.length / j.groups;
   const int64_t share = j.blocks / j.groups;
-  const float* from = j.partial + ((b * j.blocks + group * share) * j.length + t) * 2 * j.states + j.offset + n;
   float sum = 0.f;
+  with_type(j.type, [&](auto tag) {
+    const auto* from = static_cast<const decltype(tag)*>(j.partial) + ((b * j.blocks + group * share) * j.length + t) * j.row + j.first + n;
 #pragma unroll 8
-  for (int64_t k = 0; k < share; k++) sum += from[k * j.length * 2 * j.states];
+    for (int64_t k = 0; k < share; k++) sum += float(from[k * j.length * j.row]);
+  });
   int64_t time = t;
   if (j.tokens != nullptr) {
     time = j.tokens[t];

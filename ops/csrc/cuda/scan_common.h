@@ -61,7 +61,8 @@ struct Job {
   const float* grad_last_state;
   float *grad_a, *grad_b, *grad_c;  // (slot, segment, D, N), the last two for constant weights
   float *grad_d, *grad_bias;        // (slot, segment, D)
-  float* partial;                   // (launch slot, block of channels, step, 2 N)
+  void* partial;                    // (launch slot, block of channels, step, 2 N), of `partial_type`
+  Scalar partial_type;
 };
 
 // Where a block works.

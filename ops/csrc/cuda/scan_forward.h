@@ -45,12 +45,15 @@ __global__ void __launch_bounds__(F::threads) scan_forward_kernel(Job j) {
       // An output takes the place of its step size, which nobody needs any more: the exchange has come after everybody's reading.
       if constexpr (outputs && F::P == 4) {
         const float sum = sum_four(y, lane.part);
+        sync_warp();
         m.step(t + lane.part, lane.c).x = sum;
       } else if constexpr (outputs) {
 #pragma unroll
+        for (int q = 0; q < 4; q++) y[q] = sum_parts<F>(y[q]);
+        sync_warp();
+#pragma unroll
         for (int q = 0; q < 4; q++) {
-          const float sum = sum_parts<F>(y[q]);
-          if (lane.part == 0) m.step(t + q, lane.c).x = sum;
+          if (lane.part == 0) m.step(t + q, lane.c).x = y[q];
         }
       }
     }

@@ -21,7 +21,15 @@ __device__ __forceinline__ float sum_weights(float (&b)[4], float (&c)[4], bool 
   return (odd ? c[0] : b[0]) + shuffle_xor(odd ? b[0] : c[0], 4);
 }
 
-template <bool cross, bool time_first, bool gate>
+// At a place of four numbers.
+__device__ __forceinline__ void store_four(float* to, const float (&r)[4]) { *reinterpret_cast<float4*>(to) = float4{r[0], r[1], r[2], r[3]}; }
+template <class X>
+__device__ __forceinline__ void store_four(X* to, const float (&r)[4]) {
+  *reinterpret_cast<float2*>(to) = float2{float_of(X(r[0]).x | uint32_t(X(r[1]).x) << 16), float_of(X(r[2]).x | uint32_t(X(r[3]).x) << 16)};
+}
+
+// `gradients`: the last pass; else the one that only finds the adjoint which leaves each segment at its start when none comes in at its end.
+template <bool cross, bool time_first, bool gate, bool gradients>
 __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
   using F = WarpForm<cross>;
   using W = WeightTile<4>;
@@ -53,7 +61,7 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
   auto ask = [&](int64_t chunk, int token) {
     const int64_t t0 = chunk * kChunk, time = cross ? token : t0 + o.t;
     const int steps = steps_of(chunk), there = o.there(channels, steps);
-    u_asked = stage(slots, Eight(j.u, o, p.b * j.u.batch_stride + p.k * j.u_direction, channel, time, there));
+    if (gradients) u_asked = stage(slots, Eight(j.u, o, p.b * j.u.batch_stride + p.k * j.u_direction, channel, time, there));
     if (j.grad_out.data != nullptr) dy_asked = stage(slots + 2 * 128, Eight(j.grad_out, o, p.b * j.grad_out.batch_stride, channel, time, there));
     if constexpr (cross) {
       if (j.token_words > 0) ask_tokens(j, p, raw, token);
@@ -63,16 +71,16 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
     }
   };
 
-  float g[4], da[4], dd[kMost], dbias[kMost], start[4];
+  float g[4], da[4], dd[kMost], dbias[kMost], total = 0.f;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const bool given = j.segments == 1 && j.grad_last_state != nullptr && lane.active && lane.state(i) < j.states;
+    const bool given = gradients && j.segments == 1 && j.grad_last_state != nullptr && lane.active && lane.state(i) < j.states;
     g[i] = given ? j.grad_last_state[(p.slot * j.channels + lane.channel) * j.states + lane.state(i)] : 0.f;
     da[i] = 0.f;
   }
 #pragma unroll
   for (int e = 0; e < kMost; e++) dd[e] = dbias[e] = 0.f;
-  if (j.segments > 1) lane.load(g, j, j.carry, p.slot * j.segments + p.segment);
+  if (gradients && j.segments > 1) lane.load(g, j, j.carry, p.slot * j.segments + p.segment);
   int token = 0, next_token = 0;
   const float* const own_bias = constants + warp * kWarpChannels;
   load_constants(j, p, constants);
@@ -83,16 +91,16 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
   }
   sync_block();
   ask(p.last_chunk - 1, token);
-  lane.load(start, j, j.checkpoints, p.slot * j.chunks + p.last_chunk - 1);
   for (int64_t chunk = p.last_chunk; chunk-- > p.first_chunk;) {
     const int64_t t0 = chunk * kChunk;
     const int steps = steps_of(chunk), there = o.there(channels, steps);
     if (cross && chunk > p.first_chunk) next_token = token_at(j, p, t0 - kChunk + o.t);
-    float u[kMost];
+    float u[kMost], h[4];
+    if (gradients) lane.load(h, j, j.checkpoints, p.slot * j.chunks + chunk);
     {
       float dt[kMost], x[kMost], dy[kMost];
       wait_copies();
-      take(u, slots, j.u.type, u_asked);
+      if (gradients) take(u, slots, j.u.type, u_asked);
       if (j.grad_out.data != nullptr) {
         take(dy, slots + 2 * 128, j.grad_out.type, dy_asked);
       } else {
@@ -121,7 +129,7 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
       }
       finish_steps(dt, j, own_bias, o, there);
 #pragma unroll
-      for (int e = 0; e < kMost; e++) x[e] = dt[e] * u[e];
+      for (int e = 0; e < kMost; e++) x[e] = gradients ? dt[e] * u[e] : 0.f;
       put_pairs(mine, o, dt, x);
     }
     if constexpr (cross) {
@@ -129,23 +137,38 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
     } else {
       sync_block();
     }
-    float h[4], border[subs][4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) h[i] = start[i];
-    if (chunk > p.first_chunk) {
-      ask(chunk - 1, next_token);
-      lane.load(start, j, j.checkpoints, p.slot * j.chunks + chunk - 1);
-    }
+    if (chunk > p.first_chunk) ask(chunk - 1, next_token);
     const float* const bs = weights + lane.order * 16 + lane.part * 4;
     const float* const cs = bs + W::second;
     const float2* const own = mine + lane.c * kPairRow;
     const float* const own_dys = dys + lane.c * kRow;
     float* const own_sums = sums + warp * kChunk * 32 + (lane.c % 2) * 16 + lane.part * 4 + lane.order;
-    // The states at the starts of the chunk's parts and, for the gate's gradient, the outputs before it.
+    if constexpr (!gradients) {
+#pragma unroll 2
+      for (int t = kChunk - 4; t >= 0; t -= 4) {
+        const float4 late = *reinterpret_cast<const float4*>(own + t + 2), early = *reinterpret_cast<const float4*>(own + t);
+        const float4 dy4 = *reinterpret_cast<const float4*>(own_dys + t);
 #pragma unroll
+        for (int k = 3; k >= 0; k--) {
+          const float step = k == 3 ? late.z : k == 2 ? late.x : k == 1 ? early.z : early.x;
+          const float dy = k == 3 ? dy4.w : k == 2 ? dy4.z : k == 1 ? dy4.y : dy4.x;
+          float c[4];
+          read(c, cs + (t + k) * W::row);
+          total += step;
+#pragma unroll
+          for (int i = 0; i < 4; i++) g[i] = decay_of<F>(i, step * lane.a[i]) * fmaf(c[i], dy, g[i]);
+        }
+      }
+      sync_block();
+      token = next_token;
+      continue;
+    }
+    // The states at the starts of the chunk's parts and, for the gate's gradient, the outputs before it. The states wait where the part's sums will stand.
+    // These loops are not unrolled: a chunk's instructions would leave the instruction cache.
+    float* const borders = sums + warp * kChunk * 32 + thread_index() % 32 * 4;
+#pragma unroll 1
     for (int sub = 0; sub < subs; sub++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) border[sub][i] = h[i];
+      *reinterpret_cast<float4*>(borders + sub * kSub * 32) = float4{h[0], h[1], h[2], h[3]};
       if (sub == subs - 1 && !gate) break;
 #pragma unroll
       for (int q = 0; q < kSub; q += 2) {
@@ -189,18 +212,18 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
     }
     // A step's sums are stored when the next four steps' numbers have been asked for: the compiler cannot tell that a store and a later load touch different
     // places, and would have each step wait for the exchanges of the one before.
-    float kept[4];
-    float2 kept_result;
+    float kept[4] = {0.f, 0.f, 0.f, 0.f};
+    float2 kept_result{0.f, 0.f};
     auto store = [&](int t) {
 #pragma unroll
       for (int k = 0; k < 4; k++) own_sums[(t + k) * 32] = kept[k];
       result[lane.c * kPairRow + t + lane.part] = kept_result;
     };
-#pragma unroll
+#pragma unroll 1
     for (int sub = subs - 1; sub >= 0; sub--) {
       float before[kSub][4], decay[kSub][4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) h[i] = border[sub][i];
+      read(h, borders + sub * kSub * 32);
+      sync_warp();
 #pragma unroll
       for (int q = 0; q < kSub; q += 2) {
         const float4 v = *reinterpret_cast<const float4*>(own + sub * kSub + q);
@@ -225,7 +248,8 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
         float b[4][4], c[4][4], dx[4], ddt[4];
 #pragma unroll
         for (int k = 3; k >= 0; k--) {
-          if (k == 1 && t + 4 < kChunk) store(t + 4);
+          // At the chunk's end nothing waits yet: zeros go where the same lane will store.
+          if (k == 1) store(q > 0 && sub == subs - 1 ? t : t + 4);
           read(b[k], bs + (t + k) * W::row);
           read(c[k], cs + (t + k) * W::row);
         }
@@ -263,10 +287,14 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
       float d[kMost];
       get_constants(d, own_bias + 32, o);
 #pragma unroll
+      for (int e = 0; e < kMost; e++) ddt[e] = fmaf(u[e], dx[e], ddt[e] * 0.6931471805599453f);
+      if (j.softplus) {
+#pragma unroll
+        for (int e = 0; e < kMost; e++) ddt[e] *= softplus_slope(dt[e]);
+      }
+#pragma unroll
       for (int e = 0; e < kMost; e++) {
-        ddt[e] = fmaf(u[e], dx[e], ddt[e] * 0.6931471805599453f);
-        if (j.softplus) ddt[e] *= softplus_slope(dt[e]);
-        if (e >= there) ddt[e] = 0.f;
+        ddt[e] = e < there ? ddt[e] : 0.f;
         dx[e] = fmaf(d[e], dy[e], dt[e] * dx[e]);
         dd[time_first ? 0 : e] = fmaf(dy[e], u[e], dd[time_first ? 0 : e]);
         dbias[time_first ? 0 : e] += ddt[e];
@@ -277,7 +305,7 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
     }
     sync_block();
     const int64_t blocks = j.groups * j.group_blocks;
-    float* const to = j.partial + ((p.launch_slot * blocks + p.block) * j.length + t0) * 2 * j.states;
+    const int64_t to = ((p.launch_slot * blocks + p.block) * j.length + t0) * 2 * j.states;
     for (int e = thread_index(); e < kChunk * 8; e += 128) {
       const int t = e / 8, n = e % 8 * 4;
       float4 sum{0.f, 0.f, 0.f, 0.f};
@@ -287,19 +315,27 @@ __global__ void __launch_bounds__(128, 3) warp_backward_kernel(Job j) {
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
       if (t >= steps) continue;
-      if (j.states == 16) {
-        *reinterpret_cast<float4*>(to + t * 32 + n) = sum;
-      } else {
+      with_type(j.partial_type, [&](auto tag) {
+        using X = decltype(tag);
+        X* const row = static_cast<X*>(j.partial) + to + t * 2 * j.states;
         const float four[4] = {sum.x, sum.y, sum.z, sum.w};
-        const int64_t state = n % 16;
-        for (int i = 0; i < 4; i++) {
-          if (state + i < j.states) to[t * 2 * j.states + (n < 16 ? 0 : j.states) + state + i] = four[i];
+        if (j.states == 16) {
+          store_four(row + n, four);
+        } else {
+          for (int i = 0, state = n % 16; i < 4; i++) {
+            if (state + i < j.states) row[(n < 16 ? 0 : j.states) + state + i] = X(four[i]);
+          }
         }
-      }
+      });
     }
     token = next_token;
   }
   const int64_t row = p.slot * j.segments + p.segment;
+  if constexpr (!gradients) {
+    lane.save(g, j, j.carry, row);
+    if (lane.active && lane.part == 0) j.sums[row * j.channels + lane.channel] = total;
+    return;
+  }
   lane.save_channel_first(da, j, j.grad_a, row);
   // Sums over the lanes that share a channel: four that lie side by side, or all.
 #pragma unroll

@@ -148,16 +148,19 @@ struct WeightTile {
     float r[kMost];
     take(r, slot, s.type, asked);
     float* const to = tile + t * row + half * second;
+    if (time_first) {
+      // The halves of a warp write different copies at a time: their steps are eight apart, the same banks.
+      const int turn = copies > 1 ? thread_index() / 16 & 1 : 0;
 #pragma unroll
-    for (int p = 0; p < copies; p++) {
-      if (time_first) {
-        // The halves of a warp write different copies at a time: their steps are eight apart, the same banks.
-        const int other = copies > 1 ? p ^ (thread_index() / 16 & 1) : p;
-        float* const at = to + other * 16 + (n ^ other);
+      for (int p = 0; p < copies; p++) {
+        float* const at = to + (p ^ turn) * 16 + (n ^ p ^ turn);
 #pragma unroll
         for (int e = 0; e < kMost; e++) at[e * row] = r[e];
-      } else {
-        // n is a multiple of eight.
+      }
+    } else {
+      // n is a multiple of eight.
+#pragma unroll
+      for (int p = 0; p < copies; p++) {
 #pragma unroll
         for (int e = 0; e < kMost; e++) to[p * 16 + n + (e ^ p)] = r[e];
       }
@@ -303,11 +306,13 @@ __device__ __forceinline__ void finish_steps(float (&dt)[kMost], const Job& j, c
   float bias[kMost];
   get_constants(bias, own_bias, o);
 #pragma unroll
-  for (int e = 0; e < kMost; e++) {
-    dt[e] += bias[e];
-    if (j.softplus) dt[e] = softplus(dt[e]);
-    if (e >= there) dt[e] = 0.f;
+  for (int e = 0; e < kMost; e++) dt[e] += bias[e];
+  if (j.softplus) {
+#pragma unroll
+    for (int e = 0; e < kMost; e++) dt[e] = softplus(dt[e]);
   }
+#pragma unroll
+  for (int e = 0; e < kMost; e++) dt[e] = e < there ? dt[e] : 0.f;
 }
 template <bool time_first>
 __device__ __forceinline__ void put_pairs(float2* tile, const Owner<time_first>& o, const float (&a)[kMost], const float (&b)[kMost]) {
