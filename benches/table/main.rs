@@ -18,6 +18,7 @@ use tch::Device;
 use vision_mamba_models::presets;
 
 fn main() {
+    vision_mamba::runtime::keep_freed_memory();
     let words: Vec<String> = (std::env::args().skip(1))
         .filter(|word| !word.starts_with('-'))
         .collect();

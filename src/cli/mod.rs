@@ -17,6 +17,7 @@ use vision_mamba_models::Task;
 
 /// Parses the arguments, runs the command and turns its outcome into an exit code.
 pub fn run() -> ExitCode {
+    crate::runtime::keep_freed_memory();
     let parsed = Cli::command()
         .try_get_matches()
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));

@@ -286,9 +286,7 @@ impl Vssm {
                 x = upsample.forward(&x);
             }
         }
-        let x = self.up.forward(&self.norm_up.forward(&x));
-        // (B, H, W, C) -> (B, C, H, W)
-        Ok(self.output.forward(&x.permute([0, 3, 1, 2])))
+        Ok((self.up).forward_through(&self.norm_up.forward(&x), &self.output))
     }
 }
 

@@ -349,8 +349,7 @@ impl Decoder {
                     let both = Tensor::cat(&[&x, &skip.permute([0, 2, 3, 1])], -1);
                     x = in_turn(&step.blocks, step.concat.forward(&both), train)?;
                 }
-                x = up.forward(&norm_up.forward(&x));
-                Ok(vec![output.forward(&x.permute([0, 3, 1, 2]))])
+                Ok(vec![up.forward_through(&norm_up.forward(&x), output)])
             }
         }
     }

@@ -160,14 +160,38 @@ impl PatchExpand {
 
     /// (B, H, W, C) -> (B, scale H, scale W, C')
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.lay_out(&self.tokens(x))
+    }
+
+    /// With a convolution of single values behind it, (B, H, W, C) -> (B, classes, scale H, scale W). It sees token after token, as the norm does,
+    /// so it comes before the tokens find their places: then its few results move, and not all channels.
+    pub fn forward_through(&self, x: &Tensor, output: &Conv) -> Tensor {
+        let tokens = self.tokens(x);
+        let size = tokens.size();
+        let map = tokens.flatten(2, 3).permute([0, 3, 1, 2]);
+        let y = output.forward(&map).permute([0, 2, 3, 1]);
+        let y = y.reshape([size[0], size[1], size[2], size[3], -1]);
+        self.lay_out(&y).permute([0, 3, 1, 2])
+    }
+
+    /// (B, H, W, C) -> (B, H, W, scale x scale, C')
+    fn tokens(&self, x: &Tensor) -> Tensor {
         let x = match &self.expand {
             Some(expand) => expand.forward(x),
             None => x.shallow_clone(),
         };
+        let size = x.size();
+        let p = self.scale;
+        let x = x.reshape([-1, size[1], size[2], p * p, size[3] / (p * p)]);
+        self.norm.forward(&x)
+    }
+
+    /// (B, H, W, scale x scale, C) -> (B, scale H, scale W, C)
+    fn lay_out(&self, x: &Tensor) -> Tensor {
         let (size, p) = (x.size(), self.scale);
-        let (h, w, c) = (size[1], size[2], size[3] / (p * p));
+        let (h, w, c) = (size[1], size[2], size[4]);
         // (B, H, W, p1, p2, C) -> (B, H, p1, W, p2, C)
-        let x = x.reshape([-1, h, w, p, p, c]).permute([0, 1, 3, 2, 4, 5]);
-        self.norm.forward(&x.reshape([-1, h * p, w * p, c]))
+        let x = x.view([-1, h, w, p, p, c]).permute([0, 1, 3, 2, 4, 5]);
+        x.reshape([-1, h * p, w * p, c])
     }
 }
