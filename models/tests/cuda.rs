@@ -91,7 +91,14 @@ fn networks_agree_with_the_cpu() {
 fn gradients_are_the_same_bits_in_every_run() {
     need_a_gpu();
     let mut differ = Vec::new();
-    for name in ["vmamba_nano", "vim_nano", "mamba_unet_tiny", "umamba_bot_tiny_2d", "umamba_enc_tiny_2d", "uvmlite"] {
+    for name in [
+        "vmamba_nano",
+        "vim_nano",
+        "mamba_unet_tiny",
+        "umamba_bot_tiny_2d",
+        "umamba_enc_tiny_2d",
+        "uvmlite",
+    ] {
         let (_, gpu, image) = pair(name);
         let image = image.to_device(GPU);
         let run = || {
@@ -106,7 +113,10 @@ fn gradients_are_the_same_bits_in_every_run() {
                 .map(|(i, _)| i)
                 .collect();
             if !which.is_empty() {
-                differ.push(format!("{name}: other bits of {which:?} in run {}", again + 2));
+                differ.push(format!(
+                    "{name}: other bits of {which:?} in run {}",
+                    again + 2
+                ));
                 break;
             }
         }

@@ -82,6 +82,8 @@ pub fn set_deterministic(on: bool) -> Result<(), OpsError> {
     // SAFETY: the function takes a number and sets switches of the process.
     #[allow(unsafe_code)]
     unsafe {
-        said((library::loaded()?.functions.device.deterministic)(i32::from(on)))
+        said((library::loaded()?.functions.device.deterministic)(
+            i32::from(on),
+        ))
     }
 }

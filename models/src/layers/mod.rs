@@ -8,6 +8,7 @@ mod drop_path;
 mod linear;
 mod norm;
 mod part;
+pub(crate) mod resize;
 pub(crate) mod reuse;
 mod rms_norm;
 

@@ -17,7 +17,7 @@ use super::ss2d::{ForwardType, Layout, Ss2dConfig, SsmInit};
 use super::vss::{in_turn, MlpConfig, VssBlock, VssBlockConfig};
 use super::VSSM_LINEAR;
 use crate::init::{Init, TORCH_WEIGHT};
-use crate::layers::{reuse, Activation, Conv, ConvOptions, LayerNorm, Linear, Part};
+use crate::layers::{resize, reuse, Activation, Conv, ConvOptions, LayerNorm, Linear, Part};
 use crate::network::{check_input, Backbone};
 use crate::{ModelError, Network, Scope, Stage};
 
@@ -401,7 +401,7 @@ impl Trunk {
             let (h, w) = (x.size()[1], x.size()[2]);
             let embed = match embed.size()[2..] == [h, w] {
                 true => embed.shallow_clone(),
-                false => embed.upsample_bicubic2d([h, w], false, None, None),
+                false => resize::bicubic(embed, (h, w)),
             };
             x += embed.permute([0, 2, 3, 1]);
         }

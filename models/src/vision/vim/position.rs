@@ -5,6 +5,7 @@
 use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::init::Init;
+use crate::layers::resize;
 use crate::{ModelError, Scope};
 
 /// Rows of a grid of learned positions for another grid, bicubic: (1, h w, C) -> (1, h' w', C)
@@ -14,7 +15,7 @@ pub fn interpolate(rows: &Tensor, (h, w): (i64, i64), (to_h, to_w): (i64, i64)) 
     }
     let channels = rows.size()[2];
     let grid = rows.reshape([1, h, w, channels]).permute([0, 3, 1, 2]);
-    let grid = grid.upsample_bicubic2d([to_h, to_w], false, None, None);
+    let grid = resize::bicubic(&grid, (to_h, to_w));
     grid.permute([0, 2, 3, 1])
         .reshape([1, to_h * to_w, channels])
 }
