@@ -30,24 +30,25 @@ impl Clock {
         start.elapsed().as_secs_f64()
     }
 
-    /// The least seconds of each, taken in turn until the budget is spent; the first round only warms up, unless it spends the budget alone.
+    /// The least seconds of each, taken in turn until the budget is spent, but twice at least. The first round only warms up, unless it takes
+    /// several times the budget alone.
     pub fn in_turn<const N: usize>(self, works: [&dyn Fn(); N]) -> [f64; N] {
+        let budget = self.budget * N as f64;
         let round = || works.map(|work| self.seconds(work));
         let start = Instant::now();
-        let mut least = round();
-        if start.elapsed().as_secs_f64() > self.budget * N as f64 {
-            return least;
+        let cold = round();
+        if start.elapsed().as_secs_f64() > 5.0 * budget {
+            return cold;
         }
-        least = [f64::INFINITY; N];
-        while start.elapsed().as_secs_f64() < self.budget * N as f64 {
+        let mut least = [f64::INFINITY; N];
+        let mut rounds = 0;
+        while rounds < 2 || start.elapsed().as_secs_f64() < budget {
             for (least, seconds) in least.iter_mut().zip(round()) {
                 *least = least.min(seconds);
             }
+            rounds += 1;
         }
-        match least.iter().all(|seconds| seconds.is_finite()) {
-            true => least,
-            false => round(),
-        }
+        least
     }
 }
 
