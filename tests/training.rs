@@ -296,6 +296,28 @@ fn ctrl_c_and_resume_give_bitwise_the_same_weights() {
 }
 
 /// The destructors of libtorch, run while its threads compute, ended this in a segmentation fault.
+/// What the graph itself does is seen on a GPU, by `scripts/gpu-check`.
+#[test]
+fn a_cuda_graph_is_for_gpus_and_steps_of_one_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let dataset = util::png_dataset(dir.path(), 6);
+    let out = dir.path().join("run");
+    let told = train(&dataset, &out, &FEW_STEPS[..]).expect_success();
+    assert!(!told.stderr.contains("--cuda-graph"), "{}", told.stderr);
+    let plain = final_weights(&out);
+    let out = dir.path().join("asked");
+    let more = [&FEW_STEPS[..], &["--cuda-graph"]].concat();
+    let told = train(&dataset, &out, &more).expect_success();
+    let said = "--cuda-graph is for steps of one batch on a GPU";
+    assert!(told.stderr.contains(said), "{}", told.stderr);
+    assert!(final_weights(&out) == plain, "other weights");
+    for (option, value) in [("--accumulate", "2"), ("--profile", "5")] {
+        let told = train(&dataset, &out, &["--cuda-graph", option, value]);
+        assert_eq!(told.code, Some(2), "{}", told.stderr);
+        assert!(told.stderr.contains(option), "{}", told.stderr);
+    }
+}
+
 #[test]
 fn a_second_ctrl_c_ends_at_once() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use crate::graph::GraphFunctions;
 use crate::library::{self, LibraryStatus, LIBTORCH_VERSION};
 
 /// The CUDA half's file name. It lies beside the library with the CPU's.
@@ -14,6 +15,17 @@ const MARKER: &[u8] = b"vision_mamba_ops_cuda built for libtorch ";
 
 /// The most states of a channel that the CUDA kernels take.
 pub(crate) const MOST_STATES: i64 = 128;
+
+/// What the CUDA half has beside kernels.
+static GRAPHS: OnceLock<GraphFunctions> = OnceLock::new();
+
+/// Its functions, once it is loaded.
+pub(crate) fn graph_functions() -> Option<GraphFunctions> {
+    match cuda_status().is_ready() {
+        true => GRAPHS.get().copied(),
+        false => None,
+    }
+}
 
 /// What came of looking for the CUDA half.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,10 +169,14 @@ fn open(path: &Path) -> Result<(), String> {
     // libraries that are loaded already.
     #[allow(unsafe_code)]
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
+    let library = library.map_err(|error| error.to_string())?;
+    // SAFETY: the library defines these functions with these signatures.
+    #[allow(unsafe_code)]
+    let functions = unsafe { GraphFunctions::of(&library) };
+    let _ = GRAPHS.set(functions.map_err(|error| error.to_string())?);
     // libtorch keeps pointers to the registered functions: the library must never be unloaded.
-    library
-        .map(std::mem::forget)
-        .map_err(|error| error.to_string())
+    std::mem::forget(library);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod check;
 mod cuda;
 pub mod device;
 mod error;
+mod graph;
 mod library;
 mod meter;
 pub mod native;
@@ -24,6 +25,7 @@ pub mod update;
 
 pub use cuda::{cuda_status, open_libtorch_cuda, CudaLibraryStatus, NoCuda, CUDA_LIBRARY_FILE};
 pub use error::OpsError;
+pub use graph::Graph;
 pub use library::{status, LibraryStatus, LIBRARY_ENV, LIBRARY_FILE, LIBTORCH_VERSION};
 pub use meter::{Cost, Meter};
 pub use products::Products;

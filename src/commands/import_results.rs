@@ -562,6 +562,7 @@ fn run_config(
             precision: Precision::Float32,
             speed: Speed::default(),
             checkpoint_activations: false,
+            cuda_graph: false,
             oversample_foreground: 0.33,
             augmentation,
             masked_channels: configuration.masked_channels(),

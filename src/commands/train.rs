@@ -366,6 +366,7 @@ pub(super) fn course(
         precision: args.precision,
         speed: args.speed,
         checkpoint_activations: args.checkpoint_activations,
+        cuda_graph: args.cuda_graph,
         ema: args.ema,
         save_every: args.save_every,
     }
@@ -558,6 +559,7 @@ fn training_config(
         precision: course.precision,
         speed: course.speed,
         checkpoint_activations: course.checkpoint_activations,
+        cuda_graph: course.cuda_graph,
         oversample_foreground: args.oversample_foreground,
         augmentation,
         masked_channels: configuration.masked_channels(),

@@ -81,6 +81,9 @@ pub struct TrainingConfig {
     /// Whether the insides of blocks are computed again in the backward pass instead of being kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint_activations: bool,
+    /// Whether a GPU's steps are recorded as a CUDA graph and played.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cuda_graph: bool,
     /// What happens to patches.
     pub augmentation: Augmentation,
     /// Channels that augmentation leaves 0 outside the body: those the plan normalises within it.
@@ -113,6 +116,7 @@ impl TrainingConfig {
             precision: self.precision,
             speed: self.speed,
             checkpoint_activations: self.checkpoint_activations,
+            cuda_graph: self.cuda_graph,
             ema: self.ema,
             save_every: self.save_every,
         }

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod config;
 pub mod optimizer;
 pub mod profile;
+pub mod recorded;
 pub mod restoration;
 pub mod run_folder;
 pub mod schedule;

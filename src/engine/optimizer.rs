@@ -107,6 +107,13 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Makes all gradients zero where they are.
+    pub fn clear_gradients(&mut self) {
+        for slot in &mut self.slots {
+            slot.parameter.zero_grad();
+        }
+    }
+
     /// Clips the gradients and moves the weights with learning rate `lr`; where a gradient or `loss` is not finite, nothing moves. The native
     /// library does it without waiting for the device.
     pub fn step(&mut self, lr: f64, loss: Option<&Tensor>) -> Result<Taken> {

@@ -136,6 +136,10 @@ impl Task for Restoration<'_> {
         Ok(watch.phase(Phase::Loss, || self.config.loss.forward(restored, clear)))
     }
 
+    fn tensors(batch: &[Tensor; 2]) -> Vec<&Tensor> {
+        batch.iter().collect()
+    }
+
     fn validate(&self, built: &Built, _smoothed: Option<f64>) -> Result<Validation<ImageScores>> {
         let mut found = Validation {
             loss: None,

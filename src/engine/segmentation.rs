@@ -76,6 +76,14 @@ impl Task for Segmentation<'_> {
         Ok(watch.phase(Phase::Loss, || loss.forward(&outputs, &batch.target)))
     }
 
+    fn tensors(batch: &TensorBatch) -> Vec<&Tensor> {
+        vec![&batch.image, &batch.target.labels]
+    }
+
+    fn alike(a: &TensorBatch, b: &TensorBatch) -> bool {
+        a.target.partial == b.target.partial
+    }
+
     fn validate(&self, built: &Built, smoothed: Option<f64>) -> Result<Validation<DiceScores>> {
         let found = on_patches(built, self.validation, self.config, self.info, self.device)?;
         let choice = match found.dice {

@@ -38,6 +38,9 @@ pub struct Course {
     /// Whether the insides of blocks are computed again in the backward pass instead of being kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint_activations: bool,
+    /// Whether a GPU's steps are recorded as a CUDA graph and played.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cuda_graph: bool,
     /// Decay of the moving average of the weights, which is validated and saved; none: the weights themselves are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
@@ -62,6 +65,14 @@ pub trait Task {
 
     /// The batch through the network, and its loss: a scalar that can be differentiated.
     fn loss(&self, built: &Built, batch: &Self::Loaded, watch: &Watch) -> Result<Tensor>;
+
+    /// The tensors of a batch.
+    fn tensors(batch: &Self::Loaded) -> Vec<&Tensor>;
+
+    /// Whether, tensors of the same sizes given, two batches take the same way through network and loss.
+    fn alike(_a: &Self::Loaded, _b: &Self::Loaded) -> bool {
+        true
+    }
 
     /// Scores the network. `smoothed` is the last epoch's [`Validation::choice`].
     fn validate(&self, built: &Built, smoothed: Option<f64>) -> Result<Validation<Self::Scores>>;

@@ -12,6 +12,7 @@ use vision_mamba_ops::recompute;
 use super::average::Average;
 use super::optimizer::{trained, Optimizer};
 use super::profile::{Phase, Profile, Watch};
+use super::recorded::Recorder;
 use super::run_folder::{write_json, EpochLog, RunFolder};
 use super::state::{self, Progress};
 use super::tally::Tally;
@@ -92,6 +93,7 @@ impl<T: Task> Trainer<'_, T> {
         let mut started = Instant::now();
         let mut last_score = log.last().and_then(main_score);
         let session = (Instant::now(), progress.step);
+        let mut recorder = self.recorder();
         // The next batch is on its way while a step is computed.
         let mut next = || -> Result<Option<T::Loaded>> {
             match watch.phase(Phase::Data, || batches.next()) {
@@ -111,24 +113,27 @@ impl<T: Task> Trainer<'_, T> {
             tch::manual_seed(
                 (course.seed ^ progress.step.wrapping_mul(0x9e37_79b9_7f4a_7c15)) as i64,
             );
-            optimizer.zero_grad()?;
-            let mut loss: Option<Tensor> = None;
-            for piece in 0..pieces {
-                let batch = loaded.take().context("the data ended before the run")?;
+            let mut take = || loaded.take().context("the data ended before the run");
+            let pass = |batch: &T::Loaded| -> Result<Tensor> {
                 let value = recompute::with(course.checkpoint_activations, || {
-                    self.task.loss(self.built, &batch, &watch)
+                    self.task.loss(self.built, batch, &watch)
                 })? / pieces as f64;
-                watch.phase(Phase::Backward, || value.backward());
-                let value = value.detach();
-                loss = Some(match loss {
-                    Some(sum) => sum + value,
-                    None => value,
-                });
-                if piece + 1 < pieces {
-                    loaded = next()?;
+                watch.phase(Phase::Backward, || value.f_backward())?;
+                Ok(value.detach())
+            };
+            let loss = match &mut recorder {
+                Some(recorder) => recorder.step(&mut optimizer, take()?, pass)?,
+                None => {
+                    optimizer.zero_grad()?;
+                    let mut loss = pass(&take()?)?;
+                    for _ in 1..pieces {
+                        loaded = next()?;
+                        let batch = loaded.take().context("the data ended before the run")?;
+                        loss += pass(&batch)?;
+                    }
+                    loss
                 }
-            }
-            let loss = loss.context("a step of no batches")?;
+            };
             progress.step += 1;
             watch.phase(Phase::Update, || -> Result<()> {
                 let step = optimizer.step(lr, Some(&loss))?;
@@ -168,6 +173,9 @@ impl<T: Task> Trainer<'_, T> {
                 exchange(&mut average);
             }
             if epoch_done {
+                if let Some(recorder) = &mut recorder {
+                    recorder.forget();
+                }
                 let row = self.end_epoch(&mut progress, &mut started, lr)?;
                 tally.next_epoch();
                 last_score = main_score(&row);
@@ -220,6 +228,22 @@ impl<T: Task> Trainer<'_, T> {
         }
         exchange(&mut average);
         self.save_weights(CheckpointChoice::Final, progress.step)
+    }
+
+    /// What records steps, where that is asked for and can be done.
+    fn recorder(&self) -> Option<Recorder<T>> {
+        let course = self.course;
+        let plain = course.accumulate <= 1 && !course.checkpoint_activations;
+        match (course.cuda_graph, self.device) {
+            (true, Device::Cuda(_)) if plain => Some(Recorder::new(self.device)),
+            (true, device) => {
+                self.printer.warning(&format!(
+                    "--cuda-graph is for steps of one batch on a GPU: on {device:?} they are computed as usual"
+                ));
+                None
+            }
+            (false, _) => None,
+        }
     }
 
     /// Asks the device what the steps came to, and ends a run that has diverged.

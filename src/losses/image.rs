@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 /// How pixels are compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -65,13 +65,11 @@ const SIGMA: f64 = 1.5;
 /// (Wang et al., IEEE TIP 13, 2004; border as UVM-Net's helper has it). 1 for equal pictures.
 pub fn ssim(image: &Tensor, target: &Tensor) -> Tensor {
     let channels = image.size()[1];
-    let offset = Tensor::arange(WINDOW, (Kind::Double, Device::Cpu)) - WINDOW / 2;
+    // made where it is needed: a copy would wait for the device
+    let offset = Tensor::arange(WINDOW, (Kind::Double, image.device())) - WINDOW / 2;
     let line = (offset.square() * (-0.5 / (SIGMA * SIGMA))).exp();
     let line = &line / line.sum(Kind::Double);
-    let window = line
-        .outer(&line)
-        .to_kind(Kind::Float)
-        .to_device(image.device());
+    let window = line.outer(&line).to_kind(Kind::Float);
     let window = window.expand([channels, 1, WINDOW, WINDOW], false);
     let local = |t: &Tensor| {
         t.conv2d::<Tensor>(
@@ -120,6 +118,7 @@ pub fn frequency(image: &Tensor, target: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     fn picture() -> Tensor {
         tch::manual_seed(5);

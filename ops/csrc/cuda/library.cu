@@ -10,6 +10,9 @@
 
 #include "../checks.h"
 #include "conv.h"
+#ifndef VM_EMULATED
+#include "graph.h"
+#endif
 #include "one_backward.h"
 #include "one_forward.h"
 #include "scan_backward.h"

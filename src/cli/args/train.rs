@@ -145,6 +145,10 @@ pub struct TrainArgs {
     /// Keep only the inputs of a network's blocks and compute their insides again in the backward pass: less memory, about a third more time
     #[arg(long)]
     pub checkpoint_activations: bool,
+    /// Record a training step on a GPU as a CUDA graph and play it: the host launches one thing a step, not thousands. Where kernels are short, that is what
+    /// a step waits for
+    #[arg(long, conflicts_with_all = ["accumulate", "checkpoint_activations", "profile"])]
+    pub cuda_graph: bool,
     /// Time N steps by phases and N by operators, and tell where a step's time goes; also in profile.json of the run folder
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "20", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub profile: Option<u64>,
