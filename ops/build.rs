@@ -178,6 +178,7 @@ fn units(include: &Path) -> Vec<Unit> {
         ("csrc/device.cpp", "device"),
         ("csrc/profiler.cpp", "profiler"),
         ("csrc/recompute.cpp", "recompute"),
+        ("csrc/gemm.cpp", "gemm"),
     ] {
         units.push(Unit {
             source,

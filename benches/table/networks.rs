@@ -1,10 +1,11 @@
 //! Predictions and training steps of presets. A prediction stands beside its matrix products and convolutions alone, which are kept from one pass and
-//! run again with the same inputs and nothing between them, in turn with whole passes.
+//! run again with the same inputs and nothing between them, in turn with whole passes: as libtorch computes them by itself, and as they are
+//! computed here (`vision_mamba_ops::gemm`).
 
 use tch::{no_grad, Device, Kind, Tensor};
 use vision_mamba_models::describe::takeable_size;
 use vision_mamba_models::{build, preset};
-use vision_mamba_ops::{native, Products, Profiler};
+use vision_mamba_ops::{gemm, native, Products, Profiler};
 
 use crate::clock::Clock;
 use crate::operators::peak;
@@ -64,13 +65,20 @@ pub fn row(clock: Clock, choice: &Choice) -> Row {
         Tensor::stack(&losses, 0).sum(Kind::Float).backward();
     };
     let against_products = native::is_ready() && clock.device == Device::Cpu;
-    let (whole, products) = match against_products {
+    let (whole, products, own_products) = match against_products {
         true => {
             let (kept, ()) = Products::of(forward).unwrap();
-            let [whole, alone] = clock.in_turn([&forward, &|| kept.run().unwrap()]);
-            (whole, Some(whole / alone))
+            let products = || kept.run().unwrap();
+            let onednn = gemm::is_onednn().unwrap();
+            let by_libtorch = || {
+                gemm::set_onednn(false).unwrap();
+                products();
+                gemm::set_onednn(onednn).unwrap();
+            };
+            let [whole, libtorch, own] = clock.in_turn([&forward, &by_libtorch, &products]);
+            (whole, Some(whole / libtorch), Some(whole / own))
         }
-        false => (clock.in_turn([&forward])[0], None),
+        false => (clock.in_turn([&forward])[0], None, None),
     };
     let both = choice.train.then(|| clock.in_turn([&step])[0] * 1e3);
     if choice.list {
@@ -85,6 +93,7 @@ pub fn row(clock: Clock, choice: &Choice) -> Row {
         images: Some(choice.batch as f64 / whole),
         peak: peak(clock.device, forward),
         products,
+        own_products,
         ..Row::default()
     }
 }

@@ -20,9 +20,12 @@ pub struct Row {
     /// MiB of tensors at the peak of the forward pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak: Option<f64>,
-    /// The forward pass over its matrix products and convolutions alone.
+    /// The forward pass over its matrix products and convolutions alone, as libtorch computes them by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub products: Option<f64>,
+    /// The same over these products and convolutions as they are computed here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own_products: Option<f64>,
     /// What it is compared with in the same run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub against: Option<&'static str>,

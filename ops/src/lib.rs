@@ -13,6 +13,7 @@ mod check;
 mod cuda;
 pub mod device;
 mod error;
+pub mod gemm;
 mod graph;
 mod library;
 mod meter;

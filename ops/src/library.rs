@@ -2,6 +2,7 @@
 
 use crate::autocast::AutocastFunctions;
 use crate::device::DeviceFunctions;
+use crate::gemm::{self, GemmFunction};
 use crate::meter::MeterFunctions;
 use crate::products::ProductsFunctions;
 use crate::profiler::ProfilerFunctions;
@@ -181,6 +182,7 @@ pub(crate) struct Functions {
     pub(crate) products: ProductsFunctions,
     pub(crate) profiler: ProfilerFunctions,
     pub(crate) recompute: RecomputeFunction,
+    pub(crate) gemm: GemmFunction,
 }
 
 impl Native {
@@ -204,6 +206,7 @@ impl Native {
             return Err(failed("the file is cut short".to_owned()));
         }
         let (isa, functions) = open(path).map_err(failed)?;
+        gemm::begin(functions.gemm).map_err(|error| failed(error.to_string()))?;
         let bytes = archive::bytes().map_err(|error| failed(error.to_string()))?;
         let module = CModule::load_data(&mut bytes.as_slice())
             .map_err(|error| failed(OpsError::from(error).to_string()))?;
@@ -381,6 +384,7 @@ unsafe fn functions(library: &Library) -> Result<Functions, libloading::Error> {
                 stop: *library.get(b"vision_mamba_profiler_stop\0")?,
             },
             recompute: *library.get(b"vision_mamba_recompute\0")?,
+            gemm: *library.get(b"vision_mamba_gemm_onednn\0")?,
         })
     }
 }

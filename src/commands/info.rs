@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use vision_mamba_models::weights::shipped;
+use vision_mamba_ops::gemm;
 
 use crate::cli::args::{Global, InfoArgs};
 use crate::cli::printer::Printer;
@@ -18,6 +19,10 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
         tch::set_num_threads(threads as i32);
     }
     let threads = tch::get_num_threads();
+    let products = match gemm::is_onednn() {
+        Ok(true) => "oneDNN",
+        _ => "libtorch's own choice",
+    };
     let gpu_operator = matches!(cuda, CudaStatus::Ready { .. }).then(vision_mamba_ops::cuda_status);
     if args.json {
         let value = json!({
@@ -26,6 +31,7 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
             "device": format!("{device:?}"),
             "cuda": cuda,
             "threads": threads,
+            "cpu_products": products,
             "operator": { "ready": operator.is_ready(), "status": operator.to_string() },
             "weights": shipped::ALL.map(|it| json!({
                 "name": it.name, "preset": it.preset, "command": it.command, "bytes": it.content.len()
@@ -51,7 +57,7 @@ pub fn run(args: &InfoArgs, global: &Global, printer: &Printer) -> Result<()> {
         )
     });
     printer.data(&format!(
-        "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\noperator      {operator}{}{}",
+        "vision-mamba  {}\nlibtorch      {}\ndevice        {device:?}\nCUDA          {gpu}\nthreads       {threads}\nCPU products  {products}\noperator      {operator}{}{}",
         env!("CARGO_PKG_VERSION"),
         vision_mamba_ops::LIBTORCH_VERSION,
         gpu_operator.map_or(String::new(), |it| format!("\n              {it}")),
