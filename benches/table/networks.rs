@@ -19,7 +19,7 @@ pub struct Choice {
     pub batch: i64,
     /// Whether training steps are timed too.
     pub train: bool,
-    /// Whether it is listed where the time of a prediction goes.
+    /// Whether it is listed where the time of a prediction goes, and of a training step where they are timed.
     pub list: bool,
 }
 
@@ -83,6 +83,9 @@ pub fn row(clock: Clock, choice: &Choice) -> Row {
     let both = choice.train.then(|| clock.in_turn([&step])[0] * 1e3);
     if choice.list {
         list(clock.device, &forward);
+        if choice.train {
+            list(clock.device, &step);
+        }
     }
     let text: Vec<String> = shape.iter().map(i64::to_string).collect();
     Row {

@@ -23,9 +23,10 @@ static void add_dt_weight(T* gw, const T* gdelta, const T* weights, const Weight
   }
 }
 
-// gp[r][t] += sum over lanes of gdelta[t][lane] dt_weight[r][lane], for the first `rank` of the padded rows; `turned` is scratch, [lane][t].
+// gp[r][t] += sum over lanes of gdelta[t][lane] dt_weight[r][lane], for the first `rank` of the padded rows; `turned` is scratch, [lane][t]. At the
+// `first` time nothing stands in gp.
 template <class T>
-static void add_rank_weights(T* gp, T* turned, const T* gdelta, const T* dt_weight, int64_t rank, int64_t padded_steps) {
+static void add_rank_weights(T* gp, T* turned, const T* gdelta, const T* dt_weight, int64_t rank, int64_t padded_steps, bool first) {
   constexpr int V = kLanes<T>;
   for (int64_t t = 0; t < padded_steps; t += V) {
     vec<T> square[V];
@@ -37,7 +38,7 @@ static void add_rank_weights(T* gp, T* turned, const T* gdelta, const T* dt_weig
     int64_t r = 0;
     for (; r + 4 <= rank; r += 4) {
       vec<T> sum[4];
-      for (int i = 0; i < 4; i++) sum[i] = load(gp + (r + i) * kChunk + t);
+      for (int i = 0; i < 4; i++) sum[i] = first ? vec<T>{} : load(gp + (r + i) * kChunk + t);
       for (int lane = 0; lane < V; lane++) {
         const vec<T> g = load(turned + lane * kChunk + t);
 #pragma GCC unroll 4
@@ -46,7 +47,7 @@ static void add_rank_weights(T* gp, T* turned, const T* gdelta, const T* dt_weig
       for (int i = 0; i < 4; i++) store<T>(gp + (r + i) * kChunk + t, sum[i]);
     }
     for (; r < rank; r++) {
-      vec<T> sum = load(gp + r * kChunk + t);
+      vec<T> sum = first ? vec<T>{} : load(gp + r * kChunk + t);
       for (int lane = 0; lane < V; lane++) sum += load(turned + lane * kChunk + t) * splat(dt_weight[r * V + lane]);
       store<T>(gp + r * kChunk + t, sum);
     }
@@ -105,8 +106,11 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
         T* sum_b = (T*)f.partial_b + share * scan.cut.partial_size + chunk * kChunk * padded;
         T* sum_c = (T*)f.partial_c + share * scan.cut.partial_size + chunk * kChunk * padded;
         T* sum_dt = (T*)f.partial_dt + (share * scan.cut.chunks + chunk) * cross.rank * kChunk;
-        for (int64_t i = 0; i < kChunk * padded; i++) sum_b[i] = sum_c[i] = T(0);
-        for (int64_t i = 0; i < kChunk * cross.rank; i++) sum_dt[i] = T(0);
+        if (chunk > 0) {
+          fetch_to_write<T>(sum_b - kChunk * padded, kChunk * padded);
+          fetch_to_write<T>(sum_c - kChunk * padded, kChunk * padded);
+          fetch_to_write<T>(sum_dt - cross.rank * kChunk, cross.rank * kChunk);
+        }
         for (int64_t k = 0; k < task.blocks; k++) {
           const int64_t channel = task.first_channel + k * V, at = k * padded * V;
           const int rows = task.last_channel - channel < V ? int(task.last_channel - channel) : V;
@@ -133,8 +137,9 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
           block.ga = block.gb = block.gc = ga + at;  // B and C are not constant
           block.sum_b = sum_b;
           block.sum_c = sum_c;
+          block.first = k == 0;
           const T* before = (const T*)f.checkpoints + (place * scan.cut.chunks + chunk) * scan.states * channels + channel;
-          retreat_all<T, true, true, false>(scan, block, tile, before, rows);
+          retreat_all<T, true, true, false>(scan, block, tile, before, chunk > 0 ? -scan.states * channels : 0, rows);
 
           vec<T> sum_d = load(gd + k * V), sum_bias = load(gbias + k * V);
           for (int64_t t = 0; t < steps; t++) {
@@ -151,7 +156,7 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
           store<T>(gbias + k * V, sum_bias);
           store_tokens<T>(tile.gx, grad_u + channel, channels, order, rows, steps, add, ahead);
           add_dt_weight<T>(gw + k * row.rank * V, tile.gdt, weights, row, cross.rank, steps);
-          add_rank_weights<T>(sum_dt, turned, tile.gdt, w, cross.rank, padded_steps);
+          add_rank_weights<T>(sum_dt, turned, tile.gdt, w, cross.rank, padded_steps, k == 0);
         }
       }
       for (int64_t k = 0; k < task.blocks; k++) {
@@ -159,8 +164,8 @@ static void cross_backward(const CrossBackward& f, int64_t first, int64_t last) 
         const int rows = task.last_channel - channel < V ? int(task.last_channel - channel) : V;
         T* to_a = (T*)f.grad_a + (place * channels + channel) * scan.states;
         for (int64_t n = 0; n < scan.states; n++) scatter<T>(to_a + n, scan.states, load(ga + (k * padded + n) * V), rows);
-        T* to_w = (T*)f.grad_dt_weight + place * cross.rank * channels + channel;
-        for (int64_t r = 0; r < cross.rank; r++) store_some<T>(to_w + r * channels, load(gw + (k * row.rank + r) * V), rows);
+        T* to_w = (T*)f.grad_dt_weight + (place * channels + channel) * cross.rank;
+        for (int64_t r = 0; r < cross.rank; r++) scatter<T>(to_w + r, cross.rank, load(gw + (k * row.rank + r) * V), rows);
         if (f.grad_d != nullptr) store_some<T>((T*)f.grad_d + place * channels + channel, load(gd + k * V), rows);
         if (f.grad_delta_bias != nullptr) store_some<T>((T*)f.grad_delta_bias + place * channels + channel, load(gbias + k * V), rows);
       }
@@ -183,15 +188,18 @@ static void merge_cross(const CrossBackward& f, int64_t first, int64_t last) {
     const int64_t chunk = item % chunks, pass = item / chunks % directions, batch = item / chunks / directions;
     const int64_t direction = f.first_direction + pass, t0 = chunk * kChunk;
     const int64_t steps = scan.length - t0 < kChunk ? scan.length - t0 : kChunk;
-    for (int64_t i = 0; i < size; i++) b[i] = c[i] = T(0);
+    const int64_t padded_steps = round_up(steps, V), used = padded_steps * padded;
+    for (int64_t i = 0; i < used; i++) b[i] = c[i] = T(0);
     for (int64_t i = 0; i < rank * kChunk; i++) dt[i] = T(0);
     for (int64_t k = 0; k < tasks; k++) {
       const int64_t share = (batch * tasks + k) * directions + pass;
       const T* from_b = (const T*)f.partial_b + share * scan.cut.partial_size + chunk * size;
       const T* from_c = (const T*)f.partial_c + share * scan.cut.partial_size + chunk * size;
       const T* from_dt = (const T*)f.partial_dt + (share * chunks + chunk) * rank * kChunk;
-      for (int64_t i = 0; i < size; i++) b[i] += from_b[i], c[i] += from_c[i];
-      for (int64_t i = 0; i < rank * kChunk; i++) dt[i] += from_dt[i];
+      for (int64_t i = 0; i < used; i++) b[i] += from_b[i], c[i] += from_c[i];
+      for (int64_t r = 0; r < rank; r++) {
+        for (int64_t t = r * kChunk; t < r * kChunk + padded_steps; t++) dt[t] += from_dt[t];
+      }
     }
     const int32_t* order = cross.orders + direction * scan.length + t0;
     const int64_t each = rank + 2 * states;

@@ -101,7 +101,7 @@ inline CrossGradients cross_backward_cpu(const Tensor& grad_out, const CrossArgu
     all.insert(all.end(), sizes.begin(), sizes.end());
     return at::empty(all, options);
   };
-  Tensor parts_a = parts({s.channels, s.states}), parts_dt = parts({cross.rank, s.channels});
+  Tensor parts_a = parts({s.channels, s.states}), parts_dt = parts({s.channels, cross.rank});
   Tensor parts_d = parts({s.channels}), parts_bias = parts({s.channels});
 
   // The tasks' shares of the gradient of the weights take this many numbers a token and direction. Few are kept for all directions at
@@ -128,7 +128,7 @@ inline CrossGradients cross_backward_cpu(const Tensor& grad_out, const CrossArgu
   }
   return {grad_u.to(in.u.scalar_type()),
           grad_weights.to(in.weights.scalar_type()),
-          sum_batch(parts_dt).transpose(1, 2).contiguous().to(in.dt_weight.scalar_type()),
+          sum_batch(parts_dt).to(in.dt_weight.scalar_type()),
           sum_batch(parts_a).to(in.a.scalar_type()),
           given(in.d) ? sum_batch(parts_d).to(in.d->scalar_type()) : none,
           given(in.delta_bias) ? sum_batch(parts_bias).to(in.delta_bias->scalar_type()) : none};

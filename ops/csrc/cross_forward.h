@@ -114,7 +114,11 @@ static void cross_forward(const CrossForward& f, int64_t first, int64_t last) {
           if (f.checkpoints != nullptr) {
             const int64_t place = (task.batch * cross.directions + direction) * scan.cut.chunks + chunk;
             T* to = (T*)f.checkpoints + place * scan.states * channels + channel;
-            for (int64_t n = 0; n < scan.states; n++) store_some<T>(to + n * channels, load(state + at + n * V), rows);
+            const int64_t next = chunk + 1 < scan.cut.chunks ? scan.states * channels : 0;
+            for (int64_t n = 0; n < scan.states; n++) {
+              store_some<T>(to + n * channels, load(state + at + n * V), rows);
+              __builtin_prefetch(to + next + n * channels, 1);
+            }
           }
           const vec<T> bias = channel_values<T>(scan.delta_bias, direction * channels + channel, rows);
           project_steps<T>(dt, nullptr, step_rows, dt_weight + k * row.rank * V, cross.rank, bias, scan.softplus, steps);

@@ -25,34 +25,50 @@ struct BackBlock {
   T *carry, *ga, *gb, *gc;  // [state][lane]; gb and gc where B and C are constant
   T *sum_b, *sum_c;      // the task's store where they vary
   int64_t sum_step;      // distance in it between groups of steps
+  bool first;            // of the blocks that share the task's store, which holds nothing yet
+  vec<T> limit;          // a longer step decays to zero all the same
 };
+
+// The first share of a sum, or one more.
+template <class T>
+VM_INLINE void put(T* sum, vec<T> share, bool first) {
+  store<T>(sum, first ? share : load(sum) + share);
+}
 
 template <class T, int N, bool VaryingB, bool VaryingC, bool Gated>
 static void retreat(const BackBlock<T>& k, const Tiles<T>& tile) {
   constexpr int V = kLanes<T>;
   constexpr int G = V / N;  // steps whose sums over channels fill a vector
-  vec<T> h[N], a[N];
-  for (int n = 0; n < N; n++) h[n] = load(tile.h + n * V), a[n] = load(k.a + n * V);
-  for (int64_t t = 0; t < k.steps; t++) {
-    const vec<T> d = load(tile.dt + t * V), x = load(tile.x + t * V);
-    vec<T> y = Gated ? load(tile.y + t * V) : vec<T>{};
+  vec<T> h[N], a[N], gc[N];
+  for (int n = 0; n < N; n++) h[n] = load(tile.h + n * V), a[n] = load(k.a + n * V), gc[n] = vec<T>{};
+  for (int64_t group = 0; group < k.steps / G; group++) {
+    vec<T> products[V];
+#pragma GCC unroll 16
+    for (int i = 0; i < G; i++) {
+      const int64_t t = group * G + i;
+      const vec<T> d = smaller<T>(k.limit, load(tile.dt + t * V)), x = load(tile.x + t * V), dy = load(tile.dy + t * V);
+      vec<T> y = Gated ? load(tile.y + t * V) : vec<T>{};
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) {
-      const vec<T> decay = exp2v(vec<T>(d * a[n]));
-      const vec<T> bn = VaryingB ? splat(k.b[t * k.row + n]) : load(k.b + n * V);
-      h[n] = decay * h[n] + x * bn;
-      store<T>(tile.decay + (t * N + n) * V, decay);
-      store<T>(tile.h + ((t + 1) * N + n) * V, h[n]);
-      if (Gated) y += h[n] * (VaryingC ? splat(k.c[t * k.row + n]) : load(k.c + n * V));
+      for (int n = 0; n < N; n++) {
+        const vec<T> decay = decay_of(d, a[n]);
+        const vec<T> bn = VaryingB ? splat(k.b[t * k.row + n]) : load(k.b + n * V);
+        h[n] = decay * h[n] + x * bn;
+        store<T>(tile.decay + (t * N + n) * V, decay);
+        store<T>(tile.h + ((t + 1) * N + n) * V, h[n]);
+        if (VaryingC) products[i * N + n] = dy * h[n];
+        if (!VaryingC) gc[n] += dy * h[n];
+        if (Gated) y += h[n] * (VaryingC ? splat(k.c[t * k.row + n]) : load(k.c + n * V));
+      }
+      if (Gated) store<T>(tile.y + t * V, y);
     }
-    if (Gated) store<T>(tile.y + t * V, y);
+    if (VaryingC) put<T>(k.sum_c + group * k.sum_step, sums<T>(products), k.first);
   }
 
-  vec<T> w[N], ga[N], gb[N], gc[N];
-  for (int n = 0; n < N; n++) w[n] = load(k.carry + n * V), ga[n] = gb[n] = gc[n] = vec<T>{};
+  vec<T> w[N], ga[N], gb[N];
+  for (int n = 0; n < N; n++) w[n] = load(k.carry + n * V), ga[n] = gb[n] = vec<T>{};
   for (int64_t group = k.steps / G - 1; group >= 0; group--) {
-    vec<T> products_b[V], products_c[V];
-#pragma GCC unroll 1
+    vec<T> products[V];
+#pragma GCC unroll 16
     for (int i = G - 1; i >= 0; i--) {
       const int64_t t = group * G + i;
       const vec<T> d = load(tile.dt + t * V), x = load(tile.x + t * V), dy = load(tile.dy + t * V);
@@ -62,22 +78,18 @@ static void retreat(const BackBlock<T>& k, const Tiles<T>& tile) {
         const vec<T> bn = VaryingB ? splat(k.b[t * k.row + n]) : load(k.b + n * V);
         const vec<T> cn = VaryingC ? splat(k.c[t * k.row + n]) : load(k.c + n * V);
         const vec<T> g = w[n] + dy * cn;
-        const vec<T> now = load(tile.h + ((t + 1) * N + n) * V), before = load(tile.h + (t * N + n) * V);
         gx += g * bn;
-        if (VaryingB) products_b[i * N + n] = g * x;
+        if (VaryingB) products[i * N + n] = g * x;
         if (!VaryingB) gb[n] += g * x;
-        if (VaryingC) products_c[i * N + n] = dy * now;
-        if (!VaryingC) gc[n] += dy * now;
         w[n] = g * load(tile.decay + (t * N + n) * V);
-        const vec<T> q = w[n] * before;
+        const vec<T> q = w[n] * load(tile.h + (t * N + n) * V);
         gdt += q * a[n];
         ga[n] += q * d;
       }
       store<T>(tile.gdt + t * V, gdt);
       store<T>(tile.gx + t * V, gx);
     }
-    if (VaryingB) store<T>(k.sum_b + group * k.sum_step, load(k.sum_b + group * k.sum_step) + sums<T>(products_b));
-    if (VaryingC) store<T>(k.sum_c + group * k.sum_step, load(k.sum_c + group * k.sum_step) + sums<T>(products_c));
+    if (VaryingB) put<T>(k.sum_b + group * k.sum_step, sums<T>(products), k.first);
   }
   for (int n = 0; n < N; n++) {
     store<T>(k.carry + n * V, w[n]);
@@ -87,15 +99,18 @@ static void retreat(const BackBlock<T>& k, const Tiles<T>& tile) {
   }
 }
 
-// The states of a block, `kBackStates` at a time. `states_before` is (N, D) at this block's channel.
+// The states of a block, `kBackStates` at a time. `states_before` is (N, D) at this block's channel; those of the chunk that comes next, `ahead`
+// elements away, are fetched meanwhile: rows far apart, which no prefetcher of the processor's finds.
 template <class T, bool VaryingB, bool VaryingC, bool Gated>
-static void retreat_all(const Scan& scan, const BackBlock<T>& all, const Tiles<T>& tile, const T* states_before, int rows) {
+static void retreat_all(const Scan& scan, const BackBlock<T>& all, const Tiles<T>& tile, const T* states_before, int64_t ahead, int rows) {
   constexpr int V = kLanes<T>;
   constexpr int most = kBackStates<T>;
   const int64_t padded = scan.cut.padded_states;
+  for (int64_t n = 0; n < scan.states; n++) __builtin_prefetch(states_before + ahead + n * scan.channels);
   for (int64_t n = 0; n < padded;) {
     const int some = padded - n >= most ? most : 1;
     BackBlock<T> k = all;
+    k.limit = kDecayRange<T> / largest<T>(all.a + n * V, some);
     k.a += n * V;
     k.b += VaryingB ? n : n * V;
     k.c += VaryingC ? n : n * V;
@@ -120,16 +135,16 @@ static void retreat_all(const Scan& scan, const BackBlock<T>& all, const Tiles<T
 }
 
 template <class T>
-static void retreat_any(const Scan& scan, const BackBlock<T>& k, const Tiles<T>& tile, const T* before, int rows) {
+static void retreat_any(const Scan& scan, const BackBlock<T>& k, const Tiles<T>& tile, const T* before, int64_t ahead, int rows) {
   const bool b = scan.b.constant == nullptr, c = scan.c.constant == nullptr, z = scan.z.data != nullptr;
-  if (b && c && z) return retreat_all<T, true, true, true>(scan, k, tile, before, rows);
-  if (b && c) return retreat_all<T, true, true, false>(scan, k, tile, before, rows);
-  if (b && z) return retreat_all<T, true, false, true>(scan, k, tile, before, rows);
-  if (b) return retreat_all<T, true, false, false>(scan, k, tile, before, rows);
-  if (c && z) return retreat_all<T, false, true, true>(scan, k, tile, before, rows);
-  if (c) return retreat_all<T, false, true, false>(scan, k, tile, before, rows);
-  if (z) return retreat_all<T, false, false, true>(scan, k, tile, before, rows);
-  return retreat_all<T, false, false, false>(scan, k, tile, before, rows);
+  if (b && c && z) return retreat_all<T, true, true, true>(scan, k, tile, before, ahead, rows);
+  if (b && c) return retreat_all<T, true, true, false>(scan, k, tile, before, ahead, rows);
+  if (b && z) return retreat_all<T, true, false, true>(scan, k, tile, before, ahead, rows);
+  if (b) return retreat_all<T, true, false, false>(scan, k, tile, before, ahead, rows);
+  if (c && z) return retreat_all<T, false, true, true>(scan, k, tile, before, ahead, rows);
+  if (c) return retreat_all<T, false, true, false>(scan, k, tile, before, ahead, rows);
+  if (z) return retreat_all<T, false, false, true>(scan, k, tile, before, ahead, rows);
+  return retreat_all<T, false, false, false>(scan, k, tile, before, ahead, rows);
 }
 
 // Step sizes, inputs and the gradient that arrives at y, for a block and a chunk; the sums start at zero.
@@ -239,10 +254,8 @@ static void scan_backward(const ScanBackward& f, int64_t first, int64_t last) {
       const int64_t share = index * scan.cut.partial_size + chunk * kChunk * padded;
       if (f.partial_b != nullptr) sum_b = (T*)f.partial_b + share;
       if (f.partial_c != nullptr) sum_c = (T*)f.partial_c + share;
-      for (int64_t i = 0; i < kChunk * padded; i++) {
-        if (sum_b != nullptr) sum_b[i] = T(0);
-        if (sum_c != nullptr) sum_c[i] = T(0);
-      }
+      if (chunk > 0 && sum_b != nullptr) fetch_to_write<T>(sum_b - kChunk * padded, kChunk * padded);
+      if (chunk > 0 && sum_c != nullptr) fetch_to_write<T>(sum_c - kChunk * padded, kChunk * padded);
       for (int64_t k = 0; k < task.blocks; k++) {
         const int64_t channel = task.first_channel + k * V, at = k * padded * V;
         const int rows = task.last_channel - channel < V ? int(task.last_channel - channel) : V;
@@ -259,8 +272,9 @@ static void scan_backward(const ScanBackward& f, int64_t first, int64_t last) {
         block.gc = gc + at;
         block.sum_b = sum_b;
         block.sum_c = sum_c;
+        block.first = k == 0;
         const T* before = (const T*)f.checkpoints + (task.batch * scan.cut.chunks + chunk) * scan.states * scan.channels + channel;
-        retreat_any<T>(scan, block, tile, before, rows);
+        retreat_any<T>(scan, block, tile, before, chunk > 0 ? -scan.states * scan.channels : 0, rows);
         store_back_tiles<T>(tile, f, task.batch, channel, rows, t0, steps, gd + k * V, gbias + k * V);
       }
     }
@@ -292,9 +306,10 @@ static void merge_weights(const Scan& scan, const Weights& gradient, const void*
     const int64_t chunk = item % cut.chunks, share = item / cut.chunks;  // share counts (batch, group of the weights)
     const int64_t t0 = chunk * kChunk, steps = scan.length - t0 < kChunk ? scan.length - t0 : kChunk;
     const T* from = (const T*)partial + share * tasks * cut.partial_size + chunk * size;
-    for (int64_t i = 0; i < size; i++) sum[i] = from[i];
+    const int64_t used = round_up(steps, V) * padded;
+    for (int64_t i = 0; i < used; i++) sum[i] = from[i];
     for (int64_t k = 1; k < tasks; k++) {
-      for (int64_t i = 0; i < size; i++) sum[i] += from[k * cut.partial_size + i];
+      for (int64_t i = 0; i < used; i++) sum[i] += from[k * cut.partial_size + i];
     }
     for (int64_t t = 0; t < steps; t++) {
       for (int64_t n = 0; n < scan.states; n++) {

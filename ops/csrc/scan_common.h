@@ -42,6 +42,12 @@ static Partition make_partition(int64_t batch, int64_t channels, int64_t length,
   return cut;
 }
 
+// Fetches what will be written later: a store that misses the caches holds up those behind it.
+template <class T>
+VM_INLINE void fetch_to_write(const T* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 1);
+}
+
 // One task: blocks of `lanes` channels of one batch entry and one group.
 struct Task {
   int64_t batch, group, first_channel, blocks, last_channel;
@@ -102,6 +108,17 @@ static void load_constant(T* out, const Scan& scan, const void* from, int64_t ch
 template <class T>
 VM_INLINE vec<T> channel_values(const void* from, int64_t channel, int rows) {
   return from == nullptr ? vec<T>{} : load_some<T>((const T*)from + channel, rows);
+}
+
+// Of the states' vectors, lane by lane, the largest size.
+template <class T>
+static vec<T> largest(const T* a, int64_t states) {
+  vec<T> most = {};
+  for (int64_t n = 0; n < states; n++) {
+    const vec<T> size = absv<T>(load(a + n * kLanes<T>));
+    most = larger<T>(size, most);
+  }
+  return most;
 }
 
 // Step sizes through softplus; `slope`, if given, is the derivative of that.

@@ -28,16 +28,6 @@ static void advance(int64_t steps, const T* dt, const T* x, T* y, const T* a, co
   for (int n = 0; n < N; n++) store<T>(state + n * V, h[n]);
 }
 
-template <class T>
-static vec<T> largest(const T* a, int64_t states) {
-  vec<T> most = {};
-  for (int64_t n = 0; n < states; n++) {
-    const vec<T> size = absv<T>(load(a + n * kLanes<T>));
-    most = larger<T>(size, most);
-  }
-  return most;
-}
-
 template <class T, bool VaryingB, bool VaryingC>
 static void advance_all(int64_t states, int64_t steps, const T* dt, const T* x, T* y, const T* a, const T* b, const T* c, int64_t row,
                         T* state) {
@@ -102,7 +92,11 @@ static void scan_forward(const ScanForward& f, int64_t first, int64_t last) {
         const int rows = task.last_channel - channel < V ? int(task.last_channel - channel) : V;
         if (f.checkpoints != nullptr) {
           T* to = (T*)f.checkpoints + (task.batch * scan.cut.chunks + chunk) * scan.states * scan.channels + channel;
-          for (int64_t n = 0; n < scan.states; n++) store_some<T>(to + n * scan.channels, load(state + at + n * V), rows);
+          const int64_t next = chunk + 1 < scan.cut.chunks ? scan.states * scan.channels : 0;
+          for (int64_t n = 0; n < scan.states; n++) {
+            store_some<T>(to + n * scan.channels, load(state + at + n * V), rows);
+            __builtin_prefetch(to + next + n * scan.channels, 1);
+          }
         }
         load_steps<T>(dt, nullptr, scan, task.batch, channel, rows, t0, steps, kChunk);
         load_tile<T>(x, V, scan.u, task.batch, channel, rows, t0, steps, kChunk);
