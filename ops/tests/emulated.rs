@@ -13,8 +13,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::SystemTime;
 
 use tch::{Kind, Tensor};
+use util::cross::{self, CrossCase};
 use util::{check, cotangents, error, results, Case, Form, Rng};
-use vision_mamba_ops::{native, reference, Activation, CrossScan, OpsError};
+use vision_mamba_ops::{native, reference, Activation, OpsError};
 
 const SOURCES: [&str; 15] = [
     "cuda/conv.h",
@@ -224,76 +225,6 @@ impl ConcatAll for [Vec<Tensor>; 2] {
     }
 }
 
-/// Sizes of a call of several directions.
-#[derive(Debug, Clone, Copy)]
-struct Map {
-    directions: i64,
-    length: i64,
-    channels: i64,
-    states: i64,
-    rank: i64,
-    /// Whether all directions read one map.
-    shared: bool,
-}
-
-/// Inputs of such a call: u, the tokens' numbers, dt_weight, A, D, the bias; the orders; the gradient of the output.
-fn map_inputs(rng: &mut Rng, map: Map) -> ([Tensor; 6], Tensor, Tensor) {
-    let (k, l, d, n) = (map.directions, map.length, map.channels, map.states);
-    let tokens = match map.shared {
-        true => vec![2, l, d],
-        false => vec![2, k, l, d],
-    };
-    let mut single = |shape: &[i64], low, high| rng.tensor(shape, low, high).to_kind(Kind::Float);
-    let inputs = [
-        single(&tokens, -1.0, 1.0),
-        single(&[2, l, k, map.rank + 2 * n], -1.0, 1.0),
-        single(&[k, d, map.rank], -0.3, 0.3),
-        single(&[k, d, n], -3.0, -0.1),
-        single(&[k, d], -1.0, 1.0),
-        single(&[k, d], -1.0, 1.0),
-    ];
-    let orders: Vec<Tensor> = (0..k)
-        .map(|k| {
-            // Coprime strides walk through all tokens.
-            let stride = [1, l - 1, 3, 7][k as usize % 4];
-            let stride = if stride == 0 || l % stride == 0 {
-                1
-            } else {
-                stride
-            };
-            (Tensor::arange(l, (Kind::Int64, tch::Device::Cpu)) * stride + k)
-                .remainder(l)
-                .to_kind(Kind::Int)
-        })
-        .collect();
-    let dy = rng.tensor(&[2, l, d], -1.0, 1.0);
-    (inputs, Tensor::stack(&orders, 0), dy)
-}
-
-/// The output and the gradients of all inputs.
-fn map_results(
-    op: fn(&CrossScan) -> Result<Tensor, OpsError>,
-    inputs: [Tensor; 6],
-    orders: &Tensor,
-    dy: &Tensor,
-) -> Vec<Tensor> {
-    let leaves = inputs.map(|t| t.detach().set_requires_grad(true));
-    let out = op(&CrossScan {
-        u: &leaves[0],
-        weights: &leaves[1],
-        dt_weight: &leaves[2],
-        a: &leaves[3],
-        d: Some(&leaves[4]),
-        delta_bias: Some(&leaves[5]),
-        orders,
-        delta_softplus: true,
-    })
-    .unwrap();
-    let loss = (&out * dy).sum(Kind::Double);
-    let gradients = Tensor::run_backward(&[loss], &leaves.each_ref(), false, false);
-    [vec![out.detach()], gradients].concat_all()
-}
-
 #[test]
 fn several_directions() {
     let _machine = machine();
@@ -312,22 +243,26 @@ fn several_directions() {
         (2, 33, 5, 20, 2, true),
         (1, 200, 12, 16, 1, false),
     ] {
-        let map = Map {
-            directions,
-            length,
-            channels,
-            states,
-            rank,
+        let case = CrossCase {
             shared,
+            ..CrossCase::plain(2, directions, length, channels, states, rank)
         };
-        let (inputs, orders, dy) = map_inputs(&mut rng, map);
-        let wide = inputs.each_ref().map(|t| t.to_kind(Kind::Double));
-        let ours = map_results(native::cross_selective_scan, inputs, &orders, &dy);
-        let theirs = map_results(reference::cross_selective_scan, wide, &orders, &dy);
-        for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
-            let error = error(ours, theirs);
-            assert!(error <= 1e-5, "{map:?} result {i}: {error:e}");
-        }
+        let call = case.arguments(&mut rng);
+        cross::check(native::cross_selective_scan, &case, &call, |_| 1e-5);
+    }
+}
+
+#[test]
+fn random_forms_of_several_directions() {
+    let _machine = machine();
+    let mut rng = Rng(27);
+    for _ in 0..12 {
+        let case = CrossCase {
+            kind: Kind::Float,
+            ..CrossCase::random(&mut rng)
+        };
+        let call = case.arguments(&mut rng);
+        cross::check(native::cross_selective_scan, &case, &call, |_| 1e-5);
     }
 }
 
@@ -344,41 +279,19 @@ fn several_directions_in_half_precision() {
             (100, 100, 1, 13),
             (33, 5, 20, 2),
         ] {
-            let map = Map {
-                directions: 4,
-                length,
-                channels,
-                states,
-                rank,
-                shared: true,
+            let case = CrossCase {
+                kind,
+                ..CrossCase::plain(2, 4, length, channels, states, rank)
             };
-            let ([u, weights, rest @ ..], orders, dy) = map_inputs(&mut rng, map);
-            let [dt_weight, a, d, bias] = rest;
-            let inputs = [
-                u.to_kind(kind),
-                weights.to_kind(kind),
-                dt_weight,
-                a,
-                d,
-                bias,
-            ];
-            let wide = inputs.each_ref().map(|t| t.to_kind(Kind::Double));
-            let dy = dy.to_kind(kind).to_kind(Kind::Double);
-            let run = || {
-                let inputs = inputs.each_ref().map(Tensor::shallow_clone);
-                map_results(native::cross_selective_scan, inputs, &orders, &dy)
-            };
-            let ours = run();
-            let theirs = map_results(reference::cross_selective_scan, wide, &orders, &dy);
-            for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
-                let error = error(ours, theirs);
-                // Measured: 1.1 units at most, and 5e-7 of what belongs to channels alone.
-                let most = if i < 4 { 1.5 * unit } else { 1e-5 };
-                assert!(error <= most, "{kind:?} {map:?} result {i}: {error:e}");
-            }
+            let scan = native::cross_selective_scan;
+            // Measured: 1.1 units at most, and 5e-7 of what belongs to channels alone.
+            let most = |i| if i < 4 { 1.5 * unit } else { 1e-5 };
+            let call = case.arguments(&mut rng);
+            cross::check(scan, &case, &call, most);
             if length > 150 {
-                for (i, (a, b)) in ours.iter().zip(run()).enumerate() {
-                    assert!(a.equal(&b), "{kind:?} {map:?} result {i}: other bits");
+                let run = || cross::results(scan, &case, &call);
+                for (i, (a, b)) in run().iter().zip(run()).enumerate() {
+                    assert!(a.equal(&b), "{case:?} result {i}: other bits");
                 }
             }
         }

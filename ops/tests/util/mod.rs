@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod cross;
+
 use tch::{Kind, Tensor};
 use vision_mamba_ops::{reference, OpsError, ScanOutput, SelectiveScan};
 
