@@ -1,10 +1,10 @@
 //! Times of operators and networks, a line of JSON each; `scripts/bench` makes one table of them. By itself:
 //!
-//! `cargo bench --bench table -- [operators] [networks] [PRESET[:SIDE[xSIDE..]] ...] [forward] [list] [quick] [cuda] [threads=N] [seconds=S]`
+//! `cargo bench --bench table -- [operators] [networks] [PRESET[:SIDE[xSIDE..]] ...] [forward] [list] [channels-last] [quick] [cuda] [batch=N] [threads=N] [seconds=S]`
 //!
 //! Without words: operators and networks at the sizes that the project is measured by, one thread of the CPU, the least of runs of two seconds.
-//! Networks named are measured in place of those; `forward` leaves training steps out; `list` prints the operators of each prediction,
-//! the slowest first. With `VISION_MAMBA_OPS=off` networks run on the tensor reference.
+//! Networks named are measured in place of those; `forward` leaves training steps out; `list` prints the operators of each prediction
+//! and training step, the slowest first; `channels-last` puts maps and kernels in that order. With `VISION_MAMBA_OPS=off` networks run on the tensor reference.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod clock;
@@ -47,8 +47,9 @@ fn main() {
             named.push(Choice {
                 name: name.to_owned(),
                 sides,
-                batch: 1,
+                batch: number("batch=").map_or(1, |n| n as i64),
                 train: true,
+                channels_last: false,
                 list: false,
             });
         }
@@ -63,6 +64,7 @@ fn main() {
     for mut choice in named {
         choice.train &= !has("forward");
         choice.list = has("list");
+        choice.channels_last = has("channels-last");
         networks::row(clock, &choice).print();
     }
 }

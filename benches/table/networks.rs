@@ -3,6 +3,7 @@
 //! computed here (`vision_mamba_ops::gemm`).
 
 use tch::{no_grad, Device, Kind, Tensor};
+use vision_mamba::speed::{MemoryFormat, Speed};
 use vision_mamba_models::describe::takeable_size;
 use vision_mamba_models::{build, preset};
 use vision_mamba_ops::{gemm, native, Products, Profiler};
@@ -19,6 +20,8 @@ pub struct Choice {
     pub batch: i64,
     /// Whether training steps are timed too.
     pub train: bool,
+    /// Whether maps and kernels lie channels last.
+    pub channels_last: bool,
     /// Whether it is listed where the time of a prediction goes, and of a training step where they are timed.
     pub list: bool,
 }
@@ -42,6 +45,7 @@ pub fn usual(device: Device, quick: bool) -> Vec<Choice> {
             sides: vec![*side],
             batch,
             train: true,
+            channels_last: false,
             list: false,
         })
         .collect()
@@ -54,7 +58,16 @@ pub fn row(clock: Clock, choice: &Choice) -> Row {
     let built = build(&spec, clock.device).unwrap();
     let sides = takeable_size(&built, &choice.sides);
     let shape = [&[choice.batch, spec.in_channels()], &sides[..]].concat();
+    let speed = Speed {
+        memory_format: match choice.channels_last {
+            true => MemoryFormat::ChannelsLast,
+            false => MemoryFormat::ChannelsFirst,
+        },
+        ..Speed::default()
+    };
+    speed.arrange(&built.params).unwrap();
     let image = Tensor::randn(&shape, (Kind::Float, clock.device));
+    let image = speed.image(image).unwrap();
     let forward = || no_grad(|| drop(built.net.forward(&image, false).unwrap()));
     let step = || {
         built.params.zero_grad();
