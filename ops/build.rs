@@ -179,6 +179,7 @@ fn units(include: &Path) -> Vec<Unit> {
         ("csrc/profiler.cpp", "profiler"),
         ("csrc/recompute.cpp", "recompute"),
         ("csrc/gemm.cpp", "gemm"),
+        ("csrc/memory.cpp", "memory"),
     ] {
         units.push(Unit {
             source,

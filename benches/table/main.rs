@@ -1,10 +1,11 @@
 //! Times of operators and networks, a line of JSON each; `scripts/bench` makes one table of them. By itself:
 //!
-//! `cargo bench --bench table -- [operators] [networks] [PRESET[:SIDE[xSIDE..]] ...] [forward] [list] [channels-last] [quick] [cuda] [batch=N] [threads=N] [seconds=S]`
+//! `cargo bench --bench table -- [operators] [networks] [PRESET[:SIDE[xSIDE..]] ...] [forward] [list] [channels-last] [bare-memory] [quick] [cuda] [batch=N] [threads=N] [seconds=S]`
 //!
 //! Without words: operators and networks at the sizes that the project is measured by, one thread of the CPU, the least of runs of two seconds.
 //! Networks named are measured in place of those; `forward` leaves training steps out; `list` prints the operators of each prediction
-//! and training step, the slowest first; `channels-last` puts maps and kernels in that order. With `VISION_MAMBA_OPS=off` networks run on the tensor reference.
+//! and training step, the slowest first; `channels-last` puts maps and kernels in that order; `bare-memory` gives large blocks back
+//! at once. With `VISION_MAMBA_OPS=off` networks run on the tensor reference.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod clock;
@@ -27,6 +28,7 @@ fn main() {
         let found = words.iter().find_map(|w| w.strip_prefix(key));
         found.map(|text| text.parse::<f64>().expect("a number"))
     };
+    let _kept = (!has("bare-memory")).then(vision_mamba_ops::memory::KeptBlocks::begin);
     tch::set_num_threads(number("threads=").map_or(1, |n| n as i32));
     let clock = Clock {
         device: if has("cuda") {

@@ -16,6 +16,7 @@ mod error;
 pub mod gemm;
 mod graph;
 mod library;
+pub mod memory;
 mod meter;
 pub mod native;
 mod products;

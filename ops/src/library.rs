@@ -3,6 +3,7 @@
 use crate::autocast::AutocastFunctions;
 use crate::device::DeviceFunctions;
 use crate::gemm::{self, GemmFunction};
+use crate::memory::MemoryFunctions;
 use crate::meter::MeterFunctions;
 use crate::products::ProductsFunctions;
 use crate::profiler::ProfilerFunctions;
@@ -183,6 +184,7 @@ pub(crate) struct Functions {
     pub(crate) profiler: ProfilerFunctions,
     pub(crate) recompute: RecomputeFunction,
     pub(crate) gemm: GemmFunction,
+    pub(crate) memory: MemoryFunctions,
 }
 
 impl Native {
@@ -385,6 +387,10 @@ unsafe fn functions(library: &Library) -> Result<Functions, libloading::Error> {
             },
             recompute: *library.get(b"vision_mamba_recompute\0")?,
             gemm: *library.get(b"vision_mamba_gemm_onednn\0")?,
+            memory: MemoryFunctions {
+                keep: *library.get(b"vision_mamba_memory_keep\0")?,
+                sizes: *library.get(b"vision_mamba_memory_sizes\0")?,
+            },
         })
     }
 }

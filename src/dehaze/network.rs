@@ -7,6 +7,7 @@ use anyhow::{bail, ensure, Context, Result};
 use tch::{no_grad, Device, Kind, Tensor};
 use vision_mamba_models::weights::shipped::{Shipped, DEHAZE, DEHAZE_THIN};
 use vision_mamba_models::{build, weights, Built, ModelError, NetworkSpec, ParamStore, Task};
+use vision_mamba_ops::memory::KeptBlocks;
 use vision_mamba_ops::Meter;
 
 use crate::cli::args::CheckpointChoice;
@@ -106,6 +107,7 @@ impl Dehazer {
 
     /// Colours (3 planes of `height` x `width`) -> clear colours, see [`restore`].
     pub fn forward(&self, planes: &[f32], width: usize, height: usize) -> Result<Vec<f32>> {
+        let _every_layer_takes_the_like = KeptBlocks::begin();
         let (width, height) = (width as i64, height as i64);
         ensure!(
             planes.len() as i64 == 3 * width * height,

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{bail, Context, Result};
 use tch::{Device, Tensor};
 use vision_mamba_models::{weights, Built};
+use vision_mamba_ops::memory::KeptBlocks;
 use vision_mamba_ops::recompute;
 
 use super::average::Average;
@@ -58,6 +59,7 @@ impl<T: Task> Trainer<'_, T> {
     /// Trains to the end, from the beginning or from the folder's state. The network is left as it is saved: with the averaged weights, where
     /// they are averaged.
     pub fn run(&self, resume: bool) -> Result<()> {
+        let _every_step_takes_the_same = KeptBlocks::begin();
         let course = self.course;
         let schedule = &course.schedule;
         let params = &self.built.params;

@@ -10,6 +10,7 @@ use tch::Tensor;
 use vision_mamba_datasets::{
     prepare_case, Column, Configuration, Image, Plan, PreparedCase, Restoring,
 };
+use vision_mamba_ops::memory::KeptBlocks;
 
 use super::member::Member;
 use super::sliding_window::{OnWindow, Planes};
@@ -196,6 +197,7 @@ impl<'a> Ensemble<'a> {
         on_window: &mut OnWindow,
         sink: &mut dyn FnMut(Address, Vec<f32>) -> Result<()>,
     ) -> Result<()> {
+        let _every_window_takes_the_same = KeptBlocks::begin();
         let images: Vec<Tensor> = case
             .0
             .into_iter()
