@@ -8,12 +8,12 @@ mod util;
 use std::process::Command;
 use tch::{Kind, Tensor};
 use util::cross::{self, results, Arguments, CrossCase};
-use util::Rng;
+use util::{tolerance, Rng};
 use vision_mamba_ops::{native, status, CrossScan, LibraryStatus};
 
 fn check(case: &CrossCase, rng: &mut Rng) {
     let scan = native::cross_selective_scan;
-    cross::check(scan, case, &case.arguments(rng), |_| case.tolerance());
+    cross::check(scan, case, &case.arguments(rng), |_| tolerance(case.kind));
 }
 
 #[test]

@@ -3,10 +3,22 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{RwLock, RwLockReadGuard};
+
 use tch::{no_grad, Device, Kind, Tensor};
-use vision_mamba_ops::gemm::{is_onednn, set_onednn};
+use vision_mamba_ops::gemm::{is_onednn, set_onednn, GEMM_ENV};
+use vision_mamba_ops::native;
 
 const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+/// Held for writing by the test that turns the switch, for reading by those that compute.
+static SWITCH: RwLock<()> = RwLock::new(());
+
+fn as_it_is() -> RwLockReadGuard<'static, ()> {
+    SWITCH
+        .read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// (rows, columns) of values that float32 holds.
 fn matrix(rows: i64, columns: i64, seed: f64) -> Tensor {
@@ -48,6 +60,8 @@ fn assert_close(what: &str, got: &Tensor, want: &Tensor, depth: i64) {
 
 #[test]
 fn the_same_numbers_however_matrices_lie() {
+    let _switch = as_it_is();
+    assert!(native::is_ready());
     for (m, k, n) in [
         (128, 96, 112),
         (97, 1031, 33),
@@ -75,6 +89,8 @@ fn the_same_numbers_however_matrices_lie() {
 
 #[test]
 fn values_repeated_by_strides_of_zero() {
+    let _switch = as_it_is();
+    assert!(native::is_ready());
     let (row, b) = (matrix(1, 300, 0.1), matrix(300, 90, 0.2));
     let all = row.to_kind(Kind::Float).expand([64, 300], false);
     let want = row.expand([64, 300], false).matmul(&b);
@@ -94,6 +110,8 @@ fn values_repeated_by_strides_of_zero() {
 
 #[test]
 fn other_forms_of_addmm_and_other_types() {
+    let _switch = as_it_is();
+    assert!(native::is_ready());
     let (a, b) = (matrix(128, 96, 0.1), matrix(96, 112, 0.2));
     let [x, y] = [&a, &b].map(|t| t.to_kind(Kind::Float));
     let whole = matrix(128, 112, 0.3);
@@ -112,6 +130,8 @@ fn other_forms_of_addmm_and_other_types() {
 
 #[test]
 fn gradients_and_values_that_are_no_numbers() {
+    let _switch = as_it_is();
+    assert!(native::is_ready());
     let (a, b) = (matrix(256, 96, 0.1), matrix(96, 112, 0.2));
     let grads = |kind: Kind| {
         let leaves = [&a, &b].map(|t| t.to_kind(kind).copy().set_requires_grad(true));
@@ -135,14 +155,26 @@ fn gradients_and_values_that_are_no_numbers() {
 }
 
 #[test]
-fn the_switch_tells_what_it_did() {
-    // beside the other tests, whose numbers do not depend on it
+fn it_is_on_where_mkl_holds_back_and_can_be_switched() {
+    let _switch = SWITCH
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let before = is_onednn().unwrap();
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let wide = ["avx512f", "avx512bw", "avx512dq", "avx512vl"];
+    let faster =
+        !processor.contains("GenuineIntel") && wide.iter().all(|it| processor.contains(it));
+    assert_eq!(
+        before,
+        faster && std::env::var_os(GEMM_ENV).is_none_or(|it| it != "mkl")
+    );
+
+    let (a, b) = (matrix(300, 2000, 0.1), matrix(2000, 64, 0.2));
+    let [x, y] = [&a, &b].map(|t| t.to_kind(Kind::Float));
     assert!(!set_onednn(false).unwrap() && !is_onednn().unwrap());
-    assert_eq!(set_onednn(true).unwrap(), is_onednn().unwrap());
+    assert_close("MKL", &x.mm(&y), &a.matmul(&b), 2000);
+    assert_eq!(set_onednn(true).unwrap(), faster);
+    assert_eq!(is_onednn().unwrap(), faster);
+    assert_close("oneDNN", &x.mm(&y), &a.matmul(&b), 2000);
     set_onednn(before).unwrap();
-    let intel = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if intel.contains("GenuineIntel") || !intel.contains("avx512vl") {
-        assert!(!before);
-    }
 }

@@ -65,16 +65,6 @@ impl CrossCase {
         }
     }
 
-    /// As in the tests of the single scan; a sum of several directions is of their size.
-    pub fn tolerance(&self) -> f64 {
-        match self.kind {
-            Kind::Double => 1e-12,
-            Kind::BFloat16 => 4.1e-3,
-            Kind::Half => 5.2e-4,
-            _ => 1e-5,
-        }
-    }
-
     /// Random arguments, with the values that the case's element type has.
     pub fn arguments(&self, rng: &mut Rng) -> Arguments {
         let CrossCase {

@@ -7,6 +7,17 @@ pub mod cross;
 use tch::{Kind, Tensor};
 use vision_mamba_ops::{reference, OpsError, ScanOutput, SelectiveScan};
 
+/// What an operator's results may be off, relative to the largest value of the tensor. float32: what sums over some hundred terms lose. bfloat16 and
+/// float16: twice the rounding of the result itself (2^-9 and 2^-12), everything before it being float32. A sum of several directions is of their size.
+pub fn tolerance(kind: Kind) -> f64 {
+    match kind {
+        Kind::Double => 1e-12,
+        Kind::BFloat16 => 4.1e-3,
+        Kind::Half => 5.2e-4,
+        _ => 1e-5,
+    }
+}
+
 /// A small generator of our own: the tests of one binary run side by side, and libtorch's is shared.
 pub struct Rng(pub u64);
 
@@ -142,15 +153,8 @@ impl Case {
         }
     }
 
-    /// Relative to the largest value of the tensor. float32: what sums over some hundred terms lose. bfloat16 and
-    /// float16: twice the rounding of the result itself (2^-9 and 2^-12), everything before it being float32.
     pub fn tolerance(&self) -> f64 {
-        match self.kind {
-            Kind::Double => 1e-12,
-            Kind::BFloat16 => 4.1e-3,
-            Kind::Half => 5.2e-4,
-            _ => 1e-5,
-        }
+        tolerance(self.kind)
     }
 
     /// Leaves named after the arguments, in their order.
